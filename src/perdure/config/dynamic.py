@@ -207,6 +207,11 @@ SA_TOTAL_SIZE_LIMIT = int_key("frontend.searchAttributesTotalSizeLimit", 40 * KI
 USER_METADATA_SUMMARY_SIZE = int_key("limit.userMetadataSummarySize", 400)
 USER_METADATA_DETAILS_SIZE = int_key("limit.userMetadataDetailsSize", 20_000)
 
+MAX_LINKS_PER_REQUEST = int_key("frontend.maxlinksPerRequest", 10)
+LINK_MAX_SIZE = int_key("frontend.linkMaxSize", 4000)
+BUILD_ID_SIZE = int_key("limit.workerBuildIdSize", 255)
+MAX_BAD_BINARIES = int_key("frontend.maxBadBinaries", 10)
+
 # --- behaviour -------------------------------------------------------------------------------------------------------
 DEFAULT_WORKFLOW_TASK_TIMEOUT = duration_key("history.defaultWorkflowTaskTimeout", 10 * SECOND)
 MAX_WORKFLOW_TASK_TIMEOUT = duration_key("history.maxWorkflowTaskTimeout", 120 * SECOND)
