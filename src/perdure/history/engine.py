@@ -1,0 +1,146 @@
+"""The history service: owns shards, and answers `HistoryClient` by handing each call to the room that knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable
+
+from temporalio.api.workflowservice.v1 import (
+    RespondWorkflowTaskCompletedRequest,
+    RespondWorkflowTaskFailedRequest,
+    StartWorkflowExecutionRequest,
+    StartWorkflowExecutionResponse,
+)
+
+from perdure import errors
+from perdure.clock import SECOND, Clock
+from perdure.cluster.shardmap import shard_of
+from perdure.config.dynamic import DynamicConfig
+from perdure.errors import ServiceError
+from perdure.history import executors, starts, workflow_task_calls
+from perdure.history.api import Poller
+from perdure.history.core.tasks import Task
+from perdure.history.core.txn import Environment
+from perdure.history.queries import Queries
+from perdure.history.shard import RunContext, Services, Shard
+from perdure.history.updates import Updates
+from perdure.matching.api import MatchingClient, TaskRef
+from perdure.namespaces import NamespaceRegistry
+from perdure.persistence.api import Store
+from perdure.visibility.api import VisibilityStore
+
+log = logging.getLogger("perdure.history")
+
+
+def new_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+class HistoryService:
+    """One process's part of the history service. For now it owns all shards."""
+
+    matching: MatchingClient
+
+    def __init__(
+        self,
+        store: Store,
+        visibility: VisibilityStore,
+        clock: Clock,
+        config: DynamicConfig,
+        namespaces: NamespaceRegistry,
+        shards: int = 4,
+        owner: str = "",
+        new_id: Callable[[], str] = new_uuid,
+    ) -> None:
+        self.store = store
+        self.visibility = visibility
+        self.clock = clock
+        self.config = config
+        self.namespaces = namespaces
+        self.new_id = new_id
+        self.updates = Updates()
+        self.queries = Queries()
+        self.failures: Counter[str] = Counter()
+        self._environments: dict[str, Environment] = {}
+        services = Services(
+            store, clock, new_id, self.environment, self._execute, self._execute, self._execute, self.failures
+        )
+        self._shards = [Shard(i + 1, owner or new_id(), services) for i in range(shards)]
+        self._maintenance: asyncio.Task[None] | None = None
+
+    def set_matching(self, matching: MatchingClient) -> None:
+        self.matching = matching
+
+    async def start(self) -> None:
+        """Acquires the shards and takes up what was left undone. Matching must be set."""
+        for shard in self._shards:
+            await shard.acquire()
+        for shard in self._shards:
+            await shard.recover()
+        self._maintenance = asyncio.create_task(self._maintain())
+
+    async def stop(self, grace: float = 1.0) -> None:
+        if self._maintenance is not None:
+            self._maintenance.cancel()
+            await asyncio.gather(self._maintenance, return_exceptions=True)
+        await asyncio.gather(*(shard.stop(grace) for shard in self._shards))
+
+    async def _maintain(self) -> None:
+        while True:
+            await self.clock.sleep(SECOND)
+            for shard in self._shards:
+                try:
+                    await shard.maintain()
+                except Exception:
+                    log.exception("maintenance of shard %d failed; tried again", shard.shard_id)
+
+    def shard(self, namespace_id: str, workflow_id: str) -> Shard:
+        return self._shards[shard_of(namespace_id, workflow_id, len(self._shards)) - 1]
+
+    def environment(self, namespace_id: str) -> Environment:
+        """Of a namespace, for the core. Raises ServiceError NOT_FOUND."""
+        namespace = self.namespaces.by_id(namespace_id)
+        env = self._environments.get(namespace_id)
+        if env is None or env.namespace != namespace.name or env.retention != namespace.retention:
+            env = Environment(namespace.name, self.config, self.new_id, self._namespace_id, namespace.retention)
+            self._environments[namespace_id] = env
+        return env
+
+    def _namespace_id(self, name: str) -> str | None:
+        try:
+            return self.namespaces.by_name(name).id
+        except ServiceError:
+            return None
+
+    async def _execute(self, shard: Shard, task: Task) -> None:
+        await executors.execute(self, shard, task)
+
+    # --- lifecycle
+
+    async def start_workflow_execution(
+        self, namespace_id: str, request: StartWorkflowExecutionRequest
+    ) -> StartWorkflowExecutionResponse:
+        return await starts.start(self, namespace_id, request)
+
+    # --- workflow tasks
+
+    async def record_workflow_task_started(self, task: TaskRef, poller: Poller) -> bytes:
+        shard = self.shard(task.namespace_id, task.workflow_id)
+        return await workflow_task_calls.record_started(self, shard, task, poller)
+
+    async def respond_workflow_task_completed(
+        self, namespace_id: str, request: RespondWorkflowTaskCompletedRequest
+    ) -> bytes:
+        return await workflow_task_calls.respond_completed(self, namespace_id, request)
+
+    async def respond_workflow_task_failed(self, namespace_id: str, request: RespondWorkflowTaskFailedRequest) -> None:
+        await workflow_task_calls.respond_failed(self, namespace_id, request)
+
+    # --- activities
+
+    async def activity_reply(self, shard: Shard, context: RunContext, scheduled_event_id: int) -> bytes:
+        """The PollActivityTaskQueueResponse of a started activity."""
+        raise errors.unimplemented("activities")

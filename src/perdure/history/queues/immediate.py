@@ -1,0 +1,126 @@
+"""Tasks that run at once (transfer, visibility): handed over in memory after their commit; their rows are for recovery
+and are deleted in batches behind the oldest that is not done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from perdure.history.core import tasks
+from perdure.history.core.tasks import Task
+from perdure.history.queues.retrying import Attempts, Retrying
+from perdure.persistence.api import ExecutionStore, StoreError, TaskCategory
+
+Handler = Callable[[Task], Awaitable[None]]
+_PAGE = 500
+
+
+class ImmediateQueue:
+    """reserve → start (committed) or release (not committed). Tasks run concurrently, in order of their start."""
+
+    def __init__(
+        self,
+        store: ExecutionStore,
+        shard_id: int,
+        category: TaskCategory,
+        handler: Handler,
+        retrying: Retrying,
+        concurrency: int = 256,
+    ) -> None:
+        self._store = store
+        self._shard_id = shard_id
+        self._category = category
+        self._handler = handler
+        self._retrying = retrying
+        self._concurrency = concurrency
+        self._outstanding: dict[int, None] = {}  # ids in ascending order: reserved, waiting or running
+        self._waiting: deque[tuple[int, Task]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._highest = 0
+        self._deleted = 0
+        self._stopped = False
+
+    @property
+    def size(self) -> int:
+        return len(self._outstanding)
+
+    def reserve(self, task_id: int) -> None:
+        self._outstanding[task_id] = None
+        self._highest = task_id
+
+    def release(self, task_id: int) -> None:
+        self._outstanding.pop(task_id, None)
+
+    def start(self, task_id: int, task: Task) -> None:
+        if self._stopped:
+            return
+        if len(self._running) < self._concurrency:
+            self._spawn(task_id, task)
+        else:
+            self._waiting.append((task_id, task))
+
+    def start_unrecorded(self, task: Task) -> None:
+        """A task without a row."""
+        self.start(0, task)
+
+    def _spawn(self, task_id: int, task: Task) -> None:
+        running = asyncio.ensure_future(self._run(task_id, task))
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        while self._waiting and len(self._running) < self._concurrency and not self._stopped:
+            self._spawn(*self._waiting.popleft())
+
+    async def _run(self, task_id: int, task: Task) -> None:
+        attempts: Attempts | None = None
+        while not self._stopped:
+            try:
+                await self._handler(task)
+                break
+            except Exception as error:
+                attempts = attempts or self._retrying.begin(self._category, task)
+                if await attempts.failed(error):
+                    break
+        else:
+            return
+        self._outstanding.pop(task_id, None)
+
+    async def recover(self) -> None:
+        """Starts what was committed before this process had the shard. Called once, before anything is reserved."""
+        after = (0, 0)
+        while not self._stopped:
+            rows = await self._store.read_tasks(self._shard_id, self._category, after, (0, 2**62), _PAGE)
+            for row in rows:
+                task = self._retrying.decode(self._category, row.blob, tasks.decode)
+                if task is not None:
+                    self.reserve(row.task_id)
+                    self.start(row.task_id, task)
+            if len(rows) < _PAGE:
+                return
+            after = (0, rows[-1].task_id)
+            while len(self._outstanding) > 4 * _PAGE and not self._stopped:
+                await asyncio.sleep(0.01)
+
+    async def delete_done(self) -> None:
+        """Deletes the rows of all tasks up to the oldest that is not done."""
+        done = next(iter(self._outstanding)) - 1 if self._outstanding else self._highest
+        if done > self._deleted:
+            await self._store.delete_tasks(self._shard_id, self._category, (0, done))
+            self._deleted = done
+
+    async def stop(self, grace: float) -> None:
+        """Waits up to grace seconds for what runs; what does not end is run again by the next owner of the shard."""
+        self._stopped = True
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1)
+        try:
+            await self.delete_done()
+        except StoreError:
+            pass

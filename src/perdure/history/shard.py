@@ -1,0 +1,622 @@
+"""A shard: the executions of some workflow ids, owned by one process.
+
+All that changes an execution goes through `Shard.run`, which locks it and has its state, and `Shard.commit`, which
+writes one step and lets its tasks run. Nothing is answered, and no task runs, before the store has committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from temporalio.api.history.v1 import History, HistoryEvent
+
+from perdure import errors
+from perdure.clock import Clock
+from perdure.history.core import closing
+from perdure.history.core import state as core_state
+from perdure.history.core.state import State
+from perdure.history.core.tasks import Task, category_of, encode
+from perdure.history.core.txn import Environment, TimerRequest, Txn, batches
+from perdure.history.queues.immediate import ImmediateQueue
+from perdure.history.queues.retrying import Retrying
+from perdure.history.queues.timers import TimerQueue
+from perdure.persistence.api import (
+    Commit,
+    ConditionFailed,
+    CurrentConflict,
+    CurrentRun,
+    CurrentWrite,
+    HistoryNode,
+    NotFound,
+    RunWrite,
+    ShardFenced,
+    Store,
+    StoreError,
+    TaskCategory,
+    TaskRow,
+    Unavailable,
+)
+
+log = logging.getLogger("perdure.history")
+
+_TAIL_BYTES = 512 * 1024
+_RANGE_BITS = 24  # task ids of one range id
+
+RunKey = tuple[str, str, str]  # namespace id, workflow id, run id
+
+
+class CurrentSummary(msgspec.Struct, array_like=True):
+    """Of a workflow id's current run, for decisions without loading it."""
+
+    start_request_id: str
+    start_time: int
+    first_run_id: str
+    close_time: int = 0
+
+
+_encode_summary = msgspec.msgpack.Encoder().encode
+_decode_summary = msgspec.msgpack.Decoder(CurrentSummary).decode
+
+
+def summary_of(current: CurrentRun) -> CurrentSummary:
+    return _decode_summary(current.blob)
+
+
+class RunContext:
+    """One run in memory. Used only within `Shard.run`.
+
+    tail: the newest history nodes, contiguous up to the end, so that what a sticky worker needs is not read back.
+    events: serialized events that later steps need (activity scheduled, child initiated, …), by id.
+    memory: what other rooms keep for the run in memory (updates not yet accepted, queries); while it is not empty, the
+    run stays in the cache."""
+
+    __slots__ = ("events", "key", "lock", "memory", "state", "tail", "tail_bytes")
+
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self.lock = asyncio.Lock()
+        self.state: State | None = None
+        self.tail: list[HistoryNode] = []
+        self.tail_bytes = 0
+        self.events: dict[int, bytes] = {}
+        self.memory: dict[str, Any] = {}
+
+    @property
+    def loaded(self) -> State:
+        assert self.state is not None
+        return self.state
+
+    def forget(self) -> None:
+        """The state is no longer what the store has: load it again before the next use."""
+        if self.state is not None:
+            for entry in self.state.live_timers.values():
+                entry.cancel()
+        self.state = None
+        self.tail.clear()
+        self.tail_bytes = 0
+
+    def append_tail(self, nodes: Sequence[HistoryNode]) -> None:
+        self.tail.extend(nodes)
+        self.tail_bytes += sum(len(n.blob) for n in nodes)
+        keep_from = self.loaded.run.last_started_event_id
+        tail = self.tail
+        drop = 0
+        while drop < len(tail) - 1 and (
+            self.tail_bytes > _TAIL_BYTES or tail[drop].node_id + tail[drop].events <= keep_from
+        ):
+            self.tail_bytes -= len(tail[drop].blob)
+            drop += 1
+        if drop:
+            del tail[:drop]
+
+
+class _Held:
+    """`async with shard.run(…) as context`."""
+
+    __slots__ = ("_context", "_shard")
+
+    def __init__(self, shard: Shard, context: RunContext) -> None:
+        self._shard = shard
+        self._context = context
+
+    async def __aenter__(self) -> RunContext:
+        context = self._context
+        await context.lock.acquire()
+        if context.state is None:
+            try:
+                await self._shard.load(context)
+            except BaseException:
+                context.lock.release()
+                raise
+        return context
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.lock.release()
+
+
+@dataclass(slots=True)
+class Services:
+    """What the shards of a process share."""
+
+    store: Store
+    clock: Clock
+    new_id: Callable[[], str]
+    environment: Callable[[str], Environment]  # of a namespace id
+    transfer: Callable[[Shard, Task], Awaitable[None]]
+    timer: Callable[[Shard, Task], Awaitable[None]]
+    visibility: Callable[[Shard, Task], Awaitable[None]]
+    failures: Counter[str] = field(default_factory=Counter[str])
+    cache_size: int = 10_000
+
+
+class Shard:
+    def __init__(self, shard_id: int, owner: str, services: Services) -> None:
+        self.shard_id = shard_id
+        self.owner = owner
+        self.services = services
+        self.store = services.store
+        self.clock = services.clock
+        self.range_id = 0
+        self._sequence = 0
+        self._runs: OrderedDict[RunKey, RunContext] = OrderedDict()
+        self._currents: OrderedDict[tuple[str, str], CurrentRun] = OrderedDict()
+        self._start_locks: dict[tuple[str, str], tuple[asyncio.Lock, list[int]]] = {}
+        self._watchers: dict[RunKey, set[asyncio.Future[None]]] = {}
+        retrying = Retrying(services.clock, services.store, shard_id, services.failures)
+        self.transfers = ImmediateQueue(
+            services.store, shard_id, TaskCategory.TRANSFER, lambda t: services.transfer(self, t), retrying
+        )
+        self.visibility = ImmediateQueue(
+            services.store, shard_id, TaskCategory.VISIBILITY, lambda t: services.visibility(self, t), retrying
+        )
+        self.timers = TimerQueue(services.store, shard_id, services.clock, lambda t: services.timer(self, t), retrying)
+
+    # --- ownership
+
+    async def acquire(self) -> None:
+        record = await self.store.acquire_shard(self.shard_id, self.owner)
+        self.range_id = record.range_id
+        self._sequence = 0
+
+    async def recover(self) -> None:
+        """Starts what the previous owner left undone."""
+        await self.timers.load()
+        await self.transfers.recover()
+        await self.visibility.recover()
+
+    async def maintain(self) -> None:
+        """Every second or so: deletes the rows of what is done, reads timers that come near."""
+        await self.transfers.delete_done()
+        await self.visibility.delete_done()
+        await self.timers.load()
+        await self.timers.delete_done()
+
+    async def stop(self, grace: float) -> None:
+        await asyncio.gather(self.timers.stop(grace), self.transfers.stop(grace), self.visibility.stop(grace))
+
+    def new_task_id(self) -> int:
+        self._sequence += 1
+        if self._sequence >= 1 << _RANGE_BITS:
+            raise errors.unavailable("the shard is renewing its range")
+        return (self.range_id << _RANGE_BITS) + self._sequence
+
+    # --- runs
+
+    def run(self, namespace_id: str, workflow_id: str, run_id: str) -> _Held:
+        """Locks the run and has its state. Raises ServiceError NOT_FOUND when there is no such run."""
+        return _Held(self, self._context((namespace_id, workflow_id, run_id)))
+
+    def _context(self, key: RunKey) -> RunContext:
+        runs = self._runs
+        context = runs.get(key)
+        if context is None:
+            context = runs[key] = RunContext(key)
+            if len(runs) > self.services.cache_size:
+                self._evict()
+        else:
+            runs.move_to_end(key)
+        return context
+
+    def _evict(self) -> None:
+        excess = len(self._runs) - self.services.cache_size
+        for key, context in list(self._runs.items())[: excess + 64]:
+            if excess <= 0:
+                break
+            if not context.lock.locked() and not context.memory and not _speculative(context):
+                del self._runs[key]
+                excess -= 1
+
+    def cached(self, key: RunKey) -> RunContext | None:
+        return self._runs.get(key)
+
+    async def load(self, context: RunContext) -> None:
+        namespace_id, workflow_id, run_id = context.key
+        try:
+            record = await self.store.load_run(self.shard_id, namespace_id, workflow_id, run_id)
+        except NotFound:
+            self._runs.pop(context.key, None)
+            raise errors.workflow_not_found(workflow_id, run_id) from None
+        except StoreError as e:
+            raise errors.unavailable(f"the database does not answer: {e}") from e
+        context.state = core_state.load(record.version, record.state, record.pending)
+
+    async def current(self, namespace_id: str, workflow_id: str) -> CurrentRun | None:
+        """The current run of a workflow id, None when there is none."""
+        key = (namespace_id, workflow_id)
+        found = self._currents.get(key)
+        if found is not None:
+            self._currents.move_to_end(key)
+            return found
+        try:
+            found = await self.store.load_current(self.shard_id, namespace_id, workflow_id)
+        except NotFound:
+            return None
+        except StoreError as e:
+            raise errors.unavailable(f"the database does not answer: {e}") from e
+        self._remember_current(key, found)
+        return found
+
+    def _remember_current(self, key: tuple[str, str], run: CurrentRun) -> None:
+        self._currents[key] = run
+        self._currents.move_to_end(key)
+        if len(self._currents) > 2 * self.services.cache_size:
+            self._currents.popitem(last=False)
+
+    async def run_id_of(self, namespace_id: str, workflow_id: str, run_id: str) -> str:
+        """run_id, or the current run's where it is "". Raises ServiceError NOT_FOUND."""
+        if run_id:
+            return run_id
+        current = await self.current(namespace_id, workflow_id)
+        if current is None:
+            raise errors.workflow_not_found(workflow_id)
+        return current.run_id
+
+    def starting(self, namespace_id: str, workflow_id: str) -> _StartLock:
+        """Serializes what creates runs of one workflow id: `async with shard.starting(…)`."""
+        return _StartLock(self._start_locks, (namespace_id, workflow_id))
+
+    # --- steps
+
+    def begin(self, context: RunContext) -> Txn:
+        return Txn(context.loaded, self.clock.now(), self.services.environment(context.key[0]))
+
+    def context_for(self, txn: Txn) -> RunContext:
+        """For the first step of a new run: a context that holds its state. Nobody else can know it yet."""
+        info = txn.state.info
+        context = RunContext((info.namespace_id, info.workflow_id, info.run_id))
+        context.state = txn.state
+        return context
+
+    async def commit(
+        self,
+        context: RunContext,
+        txn: Txn,
+        *,
+        expected_current: str | None = None,
+        also: Sequence[tuple[RunContext, Txn]] = (),
+    ) -> None:
+        """Writes the step (with that of its `new_run`, and others of the same workflow id in `also`), then lets what
+        follows run. expected_current: for a step that creates a run: the run id that must be current, "" for none.
+
+        On failure the state is thrown away, and ServiceError UNAVAILABLE is raised, or CurrentConflict."""
+        steps = [(context, txn), *also]
+        for c, t in list(steps):
+            if t.new_run is not None:
+                steps.append((self.context_for(t.new_run), t.new_run))
+            del c
+        for _, t in steps:
+            closing.finish(t)
+        if not any(t.dirty for _, t in steps):
+            for c, t in steps:
+                self._after(c, t, [], [])
+            return
+        writes: list[RunWrite] = []
+        rows: list[TaskRow] = []
+        started: list[tuple[RunContext, Txn, list[tuple[TaskCategory, int, Task]], list[tuple[TimerRequest, int]]]] = []
+        nodes_of: list[list[HistoryNode]] = []
+        try:
+            for c, t in steps:
+                nodes = self._nodes(t)
+                t.state.run.transition_count += 1
+                immediate, timers = self._task_rows(t, rows)
+                row, put, removed = t.state.rows()
+                namespace_id, workflow_id, run_id = c.key
+                writes.append(RunWrite(namespace_id, workflow_id, run_id, t.state.version, row, put, removed, nodes))
+                nodes_of.append(nodes)
+                started.append((c, t, immediate, timers))
+            currents = await self._current_writes(steps, expected_current)
+            await self.store.commit(Commit(self.shard_id, self.range_id, writes, currents, rows))
+        except BaseException as error:
+            self._undo(steps, rows)
+            if isinstance(error, CurrentConflict):
+                self._currents.pop(context.key[:2], None)
+                raise
+            if isinstance(error, ShardFenced):
+                raise errors.unavailable(f"shard {self.shard_id} has another owner") from error
+            if isinstance(error, ConditionFailed | Unavailable | StoreError):
+                if isinstance(error, ConditionFailed):
+                    log.warning("a step of %s met another version of its record", context.key)
+                raise errors.unavailable(f"the step was not written: {error}") from error
+            raise
+        for write in currents:
+            self._remember_current((write.namespace_id, write.workflow_id), write.run)
+        for (c, t, immediate, timers), nodes in zip(started, nodes_of, strict=True):
+            t.state.saved()
+            if t.state.version == 1:
+                self._runs[c.key] = c
+                if len(self._runs) > self.services.cache_size:
+                    self._evict()
+            if nodes:
+                c.append_tail(nodes)
+            self._after(c, t, immediate, timers)
+
+    def _after(
+        self,
+        context: RunContext,
+        txn: Txn,
+        immediate: list[tuple[TaskCategory, int, Task]],
+        timers: list[tuple[TimerRequest, int]],
+    ) -> None:
+        live = txn.state.live_timers
+        for key in txn.canceled_timers:
+            entry = live.pop(key, None)
+            if entry is not None:
+                entry.cancel()
+        for request, task_id in timers:
+            entry = self.timers.start(request.fire_time, task_id, request.task)
+            self._replace_live(live, request, entry)
+        for request in txn.timers:
+            if not request.durable:
+                self._fill(txn, request.task)
+                entry = self.timers.start_unrecorded(request.fire_time, request.task)
+                self._replace_live(live, request, entry)
+        for category, task_id, task in immediate:
+            (self.transfers if category == TaskCategory.TRANSFER else self.visibility).start(task_id, task)
+        for task in txn.memory_dispatches:
+            self._fill(txn, task)
+            self.transfers.start_unrecorded(task)
+        for effect in txn.on_commit:
+            effect()
+        if txn.events:
+            for watcher in self._watchers.pop(context.key, ()):
+                if not watcher.done():
+                    watcher.set_result(None)
+
+    @staticmethod
+    def _replace_live(live: dict[Any, Any], request: TimerRequest, entry: Any) -> None:
+        if request.key is None:
+            return
+        old = live.pop(request.key, None)
+        if old is not None:
+            old.cancel()
+        if entry is not None:
+            live[request.key] = entry
+
+    @staticmethod
+    def _fill(txn: Txn, task: Task) -> None:
+        info = txn.state.info
+        task.namespace_id = info.namespace_id
+        task.workflow_id = info.workflow_id
+        task.run_id = info.run_id
+
+    def _undo(self, steps: Sequence[tuple[RunContext, Txn]], rows: Sequence[TaskRow]) -> None:
+        for row in rows:
+            if row.category == TaskCategory.TIMER:
+                self.timers.release(row.task_id)
+            elif row.category == TaskCategory.TRANSFER:
+                self.transfers.release(row.task_id)
+            else:
+                self.visibility.release(row.task_id)
+        for c, t in steps:
+            self.abandon(c, t)
+
+    def abandon(self, context: RunContext, txn: Txn) -> None:
+        """Throws a step away that will not be committed. Call it whenever a step has changed the state (`txn.dirty`)
+        and then fails."""
+        for effect in txn.on_abort:
+            effect()
+        context.forget()
+
+    def _nodes(self, txn: Txn) -> list[HistoryNode]:
+        run = txn.state.run
+        nodes: list[HistoryNode] = []
+        if txn.events:
+            for batch in batches(txn.events):
+                blob = History(events=batch).SerializeToString()
+                txn_id = self.new_task_id()
+                nodes.append(HistoryNode(run.branch_id, batch[0].event_id, txn_id, run.last_txn_id, len(batch), blob))
+                run.last_txn_id = txn_id
+                run.history_size += len(blob)
+        return nodes
+
+    def _task_rows(
+        self, txn: Txn, rows: list[TaskRow]
+    ) -> tuple[list[tuple[TaskCategory, int, Task]], list[tuple[TimerRequest, int]]]:
+        immediate: list[tuple[TaskCategory, int, Task]] = []
+        timers: list[tuple[TimerRequest, int]] = []
+        for task in txn.tasks:
+            self._fill(txn, task)
+            category = category_of(task)
+            task_id = self.new_task_id()
+            (self.transfers if category == TaskCategory.TRANSFER else self.visibility).reserve(task_id)
+            rows.append(TaskRow(category, 0, task_id, encode(task)))
+            immediate.append((category, task_id, task))
+        for request in txn.timers:
+            if not request.durable:
+                continue
+            self._fill(txn, request.task)
+            task_id = self.new_task_id()
+            fire_time = request.fire_time = self.timers.reserve(request.fire_time, task_id)
+            rows.append(TaskRow(TaskCategory.TIMER, fire_time, task_id, encode(request.task)))
+            timers.append((request, task_id))
+        return immediate, timers
+
+    async def _current_writes(
+        self, steps: Sequence[tuple[RunContext, Txn]], expected_current: str | None
+    ) -> list[CurrentWrite]:
+        """The current record changes when a run is created, and when the current run closes."""
+        created = [t.state for _, t in steps if t.state.version == 0]
+        if created:
+            state = created[-1]
+            info = state.info
+            if expected_current is None:
+                others = [t.state.info.run_id for _, t in steps if t.state.version]
+                expected_current = others[0] if others else ""
+            return [CurrentWrite(info.namespace_id, info.workflow_id, expected_current, _current_of(state))]
+        writes: list[CurrentWrite] = []
+        for _, t in steps:
+            if t.events and not t.state.open:
+                info = t.state.info
+                current = await self.current(info.namespace_id, info.workflow_id)
+                if current is not None and current.run_id == info.run_id:
+                    writes.append(CurrentWrite(info.namespace_id, info.workflow_id, info.run_id, _current_of(t.state)))
+        return writes
+
+    # --- histories
+
+    async def nodes(
+        self, context: RunContext, first_event_id: int, end_event_id: int, max_bytes: int
+    ) -> list[HistoryNode]:
+        """History nodes that hold first_event_id <= event < end_event_id, from memory if they are there: as many as fit
+        in max_bytes, one at least. The first and the last may hold other events as well."""
+        tail = context.tail
+        if tail and tail[0].node_id <= first_event_id:
+            found: list[HistoryNode] = []
+            size = 0
+            for node in tail:
+                if node.node_id >= end_event_id:
+                    break
+                if node.node_id + node.events <= first_event_id:
+                    continue
+                size += len(node.blob)
+                if found and size > max_bytes:
+                    break
+                found.append(node)
+            return found
+        return await self.stored_nodes(context.loaded, first_event_id, end_event_id, max_bytes)
+
+    async def stored_nodes(
+        self, state: State, first_event_id: int, end_event_id: int, max_bytes: int, reverse: bool = False
+    ) -> list[HistoryNode]:
+        """As `nodes`, from the store. A run that was reset begins on the branches of the run that it came from."""
+        branches = [*state.info.history_ancestors, (state.run.branch_id, 2**62)]
+        spans: list[tuple[str, int, int]] = []
+        begin = core_state.FIRST_EVENT_ID
+        for branch_id, end in branches:
+            low, high = max(begin, first_event_id), min(end, end_event_id)
+            if low < high:
+                spans.append((branch_id, low, high))
+            begin = end
+        try:
+            for branch_id, low, high in reversed(spans) if reverse else spans:
+                found = await self.store.read_history(self.shard_id, branch_id, low, high, max_bytes, reverse)
+                if found:
+                    return found
+        except StoreError as e:
+            raise errors.unavailable(f"the database does not answer: {e}") from e
+        return []
+
+    async def event(self, context: RunContext, event_id: int) -> HistoryEvent:
+        """One stored event of the run. Raises ServiceError INTERNAL when the history lacks it."""
+        for node in reversed(context.tail):
+            if node.node_id <= event_id < node.node_id + node.events:
+                return History.FromString(node.blob).events[event_id - node.node_id]
+        cached = context.events.get(event_id)
+        if cached is not None:
+            return HistoryEvent.FromString(cached)
+        for node in await self.stored_nodes(context.loaded, event_id, event_id + 1, 1):
+            events = History.FromString(node.blob).events
+            if node.node_id <= event_id < node.node_id + len(events):
+                event = events[event_id - node.node_id]
+                if len(context.events) < 16:
+                    context.events[event_id] = event.SerializeToString()
+                return event
+        raise errors.internal(f"event {event_id} is missing from the history")
+
+    # --- waiting for what comes
+
+    def watch(self, key: RunKey) -> asyncio.Future[None]:
+        """Done when the run next gets events (or is deleted). Cancel it when it is no longer waited for."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.setdefault(key, set()).add(watcher)
+        watcher.add_done_callback(lambda w: self._unwatch(key, w))
+        return watcher
+
+    def _unwatch(self, key: RunKey, watcher: asyncio.Future[None]) -> None:
+        watchers = self._watchers.get(key)
+        if watchers is not None:
+            watchers.discard(watcher)
+            if not watchers:
+                del self._watchers[key]
+
+    def wake_watchers(self, key: RunKey) -> None:
+        for watcher in self._watchers.pop(key, ()):
+            if not watcher.done():
+                watcher.set_result(None)
+
+    # --- removal
+
+    async def delete(self, context: RunContext) -> None:
+        """Removes the run from the store and from memory. Its visibility record is the caller's affair."""
+        state = context.loaded
+        namespace_id, workflow_id, run_id = context.key
+        try:
+            await self.store.delete_run(
+                self.shard_id, self.range_id, namespace_id, workflow_id, run_id, [state.run.branch_id]
+            )
+        except StoreError as e:
+            raise errors.unavailable(f"the run was not removed: {e}") from e
+        finally:
+            context.forget()
+        self._runs.pop(context.key, None)
+        current = self._currents.get((namespace_id, workflow_id))
+        if current is not None and current.run_id == run_id:
+            del self._currents[(namespace_id, workflow_id)]
+        self.wake_watchers(context.key)
+
+
+class _StartLock:
+    __slots__ = ("_key", "_locks")
+
+    def __init__(self, locks: dict[tuple[str, str], tuple[asyncio.Lock, list[int]]], key: tuple[str, str]) -> None:
+        self._locks = locks
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.setdefault(self._key, (asyncio.Lock(), [0]))
+        users[0] += 1
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._left(users)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        lock, users = self._locks[self._key]
+        lock.release()
+        self._left(users)
+
+    def _left(self, users: list[int]) -> None:
+        users[0] -= 1
+        if not users[0]:
+            self._locks.pop(self._key, None)
+
+
+def _speculative(context: RunContext) -> bool:
+    state = context.state
+    return state is not None and state.run.workflow_task is not None and state.run.workflow_task.speculative
+
+
+def _current_of(state: State) -> CurrentRun:
+    info, run = state.info, state.run
+    summary = CurrentSummary(info.start_request_id, info.start_time, info.first_run_id, run.close_time)
+    return CurrentRun(info.run_id, run.status, _encode_summary(summary))
