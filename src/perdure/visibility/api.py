@@ -63,7 +63,7 @@ class VisibilityStore(Protocol):
 
     async def list(self, namespace_id: str, query: str, custom: dict[str, int], page_size: int, token: bytes) -> Page:
         """query: Temporal's list filter, "" for all. custom: the namespace's own search attributes and their
-        IndexedValueType. Newest start first, unless the filter orders otherwise. Raises
+        IndexedValueType. Open runs first, newest start first, then closed ones, last closed first. Raises
         `errors.ServiceError` INVALID_ARGUMENT that says which part of the filter is wrong."""
         ...
 
