@@ -31,7 +31,7 @@ from temporalio.api.errordetails.v1 import (
     WorkflowExecutionAlreadyStartedFailure,
     WorkflowNotReadyFailure,
 )
-from temporalio.api.failure.v1 import Failure
+from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 
 Code = grpc.StatusCode
 
@@ -156,9 +156,14 @@ def client_version_not_supported(version: str, name: str, supported: str) -> Ser
     )
 
 
+def operation_aborted() -> ServiceError:
+    """For `multi_operation_failed`: an operation that is fine, but was not done because another one failed."""
+    return ServiceError(Code.ABORTED, "Operation was aborted.", MultiOperationExecutionAborted())
+
+
 def multi_operation_failed(message: str, errors: Sequence[ServiceError | None]) -> ServiceError:
-    """ExecuteMultiOperation: one status an operation, in order; None stands for an operation that was aborted
-    or would have succeeded. The overall code is that of the first operation that failed by itself."""
+    """ExecuteMultiOperation: one status an operation, in order; None stands for an operation that succeeded. The
+    overall code is that of the first operation that failed by itself."""
 
     detail = MultiOperationExecutionFailure()
     code: grpc.StatusCode | None = None
@@ -171,7 +176,7 @@ def multi_operation_failed(message: str, errors: Sequence[ServiceError | None]) 
         status.message = error.message
         if error.detail is not None:
             status.details.add().Pack(error.detail)
-        if code is None:
+        if code is None and not isinstance(error.detail, MultiOperationExecutionAborted):
             code = error.code
     return ServiceError(code or Code.INTERNAL, message, detail)
 

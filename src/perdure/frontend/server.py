@@ -30,7 +30,18 @@ from temporalio.api.workflowservice.v1 import service_pb2 as workflowservice
 
 from perdure import errors
 from perdure.errors import ServiceError
-from perdure.frontend import namespaces, system
+from perdure.frontend import (
+    activities,
+    namespaces,
+    operator,
+    queries_updates,
+    reads,
+    system,
+    task_queues,
+    visibility,
+    workflow_tasks,
+    workflows,
+)
 from perdure.frontend.rpc import ClusterInfo, Frontend, Handler
 from perdure.persistence import api as persistence
 
@@ -46,8 +57,15 @@ IMPLEMENTED: dict[str, dict[str, Handler]] = {
     WORKFLOW_SERVICE.full_name: {
         **system.RPCS,
         **namespaces.RPCS,
+        **workflows.RPCS,
+        **workflow_tasks.RPCS,
+        **activities.RPCS,
+        **queries_updates.RPCS,
+        **reads.RPCS,
+        **visibility.RPCS,
+        **task_queues.RPCS,
     },
-    OPERATOR_SERVICE.full_name: {},
+    OPERATOR_SERVICE.full_name: operator.RPCS,
 }
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
