@@ -1,0 +1,92 @@
+"""What the tables of a SQLite database look like, and how an older one becomes the present one.
+
+A database holds the tables of several modules. Each has a list of scripts, run in order and once; how many were run
+is in the table `module_version`. Scripts are only ever appended. There is no way back: an older perdure refuses a
+database that a newer one migrated.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from perdure.persistence.api import SchemaMismatch
+
+APPLICATION_ID = 0x50455244  # "PERD", in the file's header
+FORMAT = 1  # of the file as a whole, in user_version; module_version holds the rest
+
+MODULES = ("store", "visibility")
+"""Who has tables here: `persistence.sqlite.schema` (below) and `visibility`, which keeps its scripts itself."""
+
+STORE: Sequence[str] = ()
+
+
+def identify(connection: sqlite3.Connection, name: str) -> None:
+    """Raises SchemaMismatch unless the database is new or perdure's. Writes nothing."""
+    try:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        if application_id != APPLICATION_ID:
+            if tables or application_id or version:
+                raise SchemaMismatch(f"{name} is a SQLite database of another program")
+            return
+        if version > FORMAT:
+            raise SchemaMismatch(f"{name} was written by a newer version (format {version}, known: {FORMAT})")
+        for table in tables:  # touches the root page of each
+            connection.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchall()
+    except sqlite3.Error as error:
+        raise unusable(name, error) from error
+
+
+def unusable(name: str, error: sqlite3.Error) -> SchemaMismatch:
+    text = str(error)
+    if "not a database" in text:
+        return SchemaMismatch(f"{name} is not a SQLite database")
+    if "malformed" in text:
+        return SchemaMismatch(f"{name} is damaged: {text}")
+    return SchemaMismatch(f"{name} cannot be opened: {text}")
+
+
+def prepare(connection: sqlite3.Connection, name: str) -> None:
+    """Makes a new database perdure's."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS module_version"
+            " (module TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise unusable(name, error) from error
+
+
+def migrate(connection: sqlite3.Connection, name: str, module: str, scripts: Sequence[str]) -> None:
+    """Within a transaction: runs those of `scripts` that were not run yet. Raises SchemaMismatch."""
+    row = connection.execute("SELECT version FROM module_version WHERE module = ?", (module,)).fetchone()
+    version = 0 if row is None else int(row[0])
+    if version > len(scripts):
+        raise SchemaMismatch(
+            f"{name} was written by a newer version ({module} tables: version {version}, known: {len(scripts)})"
+        )
+    if version == len(scripts):
+        return
+    for script in scripts[version:]:
+        for statement in statements(script):
+            connection.execute(statement)
+    connection.execute("INSERT OR REPLACE INTO module_version VALUES (?, ?)", (module, len(scripts)))
+
+
+def statements(script: str) -> list[str]:
+    """The single statements of a script (`executescript` would end the transaction)."""
+    found: list[str] = []
+    start = 0
+    for end, character in enumerate(script):
+        if character == ";" and sqlite3.complete_statement(script[start : end + 1]):
+            found.append(script[start : end + 1].strip())
+            start = end + 1
+    if script[start:].strip():
+        found.append(script[start:].strip())
+    return found
