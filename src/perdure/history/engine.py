@@ -8,7 +8,11 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+    GetWorkflowExecutionHistoryRequest,
     RespondWorkflowTaskCompletedRequest,
     RespondWorkflowTaskFailedRequest,
     StartWorkflowExecutionRequest,
@@ -20,7 +24,7 @@ from perdure.clock import SECOND, Clock
 from perdure.cluster.shardmap import shard_of
 from perdure.config.dynamic import DynamicConfig
 from perdure.errors import ServiceError
-from perdure.history import executors, starts, workflow_task_calls
+from perdure.history import executors, reads, removal, starts, visibility_tasks, workflow_task_calls
 from perdure.history.api import Poller
 from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
@@ -33,6 +37,8 @@ from perdure.persistence.api import Store
 from perdure.visibility.api import VisibilityStore
 
 log = logging.getLogger("perdure.history")
+
+_TASK_ROOMS = (removal, visibility_tasks, workflow_task_calls)  # imported for the tasks that they register
 
 
 def new_uuid() -> str:
@@ -125,6 +131,28 @@ class HistoryService:
     ) -> StartWorkflowExecutionResponse:
         return await starts.start(self, namespace_id, request)
 
+    async def delete_workflow_execution(self, namespace_id: str, execution: WorkflowExecution) -> None:
+        await removal.delete(self, namespace_id, execution)
+
+    # --- reads
+
+    async def describe_workflow_execution(
+        self, namespace_id: str, request: DescribeWorkflowExecutionRequest
+    ) -> DescribeWorkflowExecutionResponse:
+        from perdure.history import describe
+
+        return await describe.describe(self, namespace_id, request)
+
+    async def get_workflow_execution_history(
+        self, namespace_id: str, request: GetWorkflowExecutionHistoryRequest, deadline: int
+    ) -> bytes:
+        return await reads.history(self, namespace_id, request, deadline)
+
+    async def get_workflow_execution_history_reverse(
+        self, namespace_id: str, execution: WorkflowExecution, page_size: int, token: bytes
+    ) -> bytes:
+        return await reads.history_reverse(self, namespace_id, execution, page_size, token)
+
     # --- workflow tasks
 
     async def record_workflow_task_started(self, task: TaskRef, poller: Poller) -> bytes:
@@ -138,6 +166,9 @@ class HistoryService:
 
     async def respond_workflow_task_failed(self, namespace_id: str, request: RespondWorkflowTaskFailedRequest) -> None:
         await workflow_task_calls.respond_failed(self, namespace_id, request)
+
+    async def reset_sticky_task_queue(self, namespace_id: str, execution: WorkflowExecution) -> None:
+        await workflow_task_calls.reset_sticky(self, namespace_id, execution.workflow_id, execution.run_id)
 
     # --- activities
 

@@ -1,8 +1,8 @@
 """Replies to pollers, put together from stored bytes: a history goes from the store to the wire unparsed.
 
 The pages of one workflow task, those fetched later with its page token included, end exactly with the
-WorkflowTaskStarted event that the task was handed out with, whatever happens to the task meanwhile: the token says where
-they end, and carries the events that a transient or speculative task has in no store.
+WorkflowTaskStarted event that the task was handed out with, whatever happens to the task meanwhile: the token says
+where they end, and carries the events that a transient or speculative task has in no store.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ class Shard:
         self._runs: OrderedDict[RunKey, RunContext] = OrderedDict()
         self._currents: OrderedDict[tuple[str, str], CurrentRun] = OrderedDict()
         self._start_locks: dict[tuple[str, str], tuple[asyncio.Lock, list[int]]] = {}
+        self.removed: OrderedDict[str, None] = OrderedDict()  # run ids, the latest 10,000
         self._watchers: dict[RunKey, set[asyncio.Future[None]]] = {}
         retrying = Retrying(services.clock, services.store, shard_id, services.failures)
         self.transfers = ImmediateQueue(
@@ -569,6 +570,9 @@ class Shard:
         """Removes the run from the store and from memory. Its visibility record is the caller's affair."""
         state = context.loaded
         namespace_id, workflow_id, run_id = context.key
+        self.removed[run_id] = None
+        if len(self.removed) > 10_000:
+            self.removed.popitem(last=False)
         try:
             await self.store.delete_run(
                 self.shard_id, self.range_id, namespace_id, workflow_id, run_id, [state.run.branch_id]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from perdure.history.engine import HistoryService
 
 
-# --- on its way to a worker ----------------------------------------------------------------------------------------------
+# --- on its way to a worker ---
 
 
 @executes(DispatchWorkflowTask)
@@ -96,7 +96,7 @@ async def started_reply(
     return b"".join((reply, *extra)) if extra else reply
 
 
-# --- the answer -------------------------------------------------------------------------------------------------------------
+# --- the answer ---
 
 
 def _answered_task(state: State, token: WorkflowTaskToken) -> WorkflowTask:
@@ -297,7 +297,7 @@ async def respond_failed(engine: HistoryService, namespace_id: str, request: Res
         engine.queries.task_failed(context, request)
 
 
-# --- time ----------------------------------------------------------------------------------------------------------------------
+# --- time ---
 
 
 @executes(WorkflowTaskTimeout)

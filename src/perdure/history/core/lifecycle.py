@@ -43,7 +43,7 @@ from perdure.history.core.txn import Environment, Txn
 _RUN_TIMEOUT_KEY = ("run-timeout",)
 
 
-# --- start -----------------------------------------------------------------------------------------------------------------
+# --- start ---
 
 
 @dataclass(slots=True)
@@ -220,7 +220,7 @@ def first_workflow_task_due(txn: Txn) -> None:
         workflow_tasks.schedule(txn)
 
 
-# --- end -------------------------------------------------------------------------------------------------------------------
+# --- end ---
 
 
 def complete(txn: Txn, result: Payloads | None, completed_event_id: int, new_run_id: str = "") -> None:

@@ -28,7 +28,7 @@ class Task(msgspec.Struct, array_like=True, tag=True, kw_only=False):
     run_id: str = ""
 
 
-# --- transfer: at once -------------------------------------------------------------------------------------------------
+# --- transfer: at once ---
 
 
 class DispatchWorkflowTask(Task, tag="w"):
@@ -64,7 +64,7 @@ class DeleteExecution(Task, tag="d"):
     """Remove the run: visibility, history, state."""
 
 
-# --- timers --------------------------------------------------------------------------------------------------------------
+# --- timers ---
 
 
 class WorkflowTaskTimeout(Task, tag="tw"):
@@ -104,7 +104,7 @@ class DeleteAfterRetention(Task, tag="td"):
     pass
 
 
-# --- visibility ------------------------------------------------------------------------------------------------------------
+# --- visibility ---
 
 
 class UpsertVisibility(Task, tag="v"):

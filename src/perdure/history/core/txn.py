@@ -7,6 +7,7 @@ state away.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -174,4 +175,4 @@ def batches(events: Sequence[HistoryEvent]) -> list[Sequence[HistoryEvent]]:
     if not cuts or cuts == [len(events)]:
         return [events]
     bounds = [0, *cuts, len(events)]
-    return [events[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [events[a:b] for a, b in itertools.pairwise(bounds) if a < b]

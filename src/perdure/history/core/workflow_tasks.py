@@ -54,7 +54,7 @@ def clear_sticky(txn: Txn) -> None:
         txn.touch()
 
 
-# --- schedule ------------------------------------------------------------------------------------------------------------
+# --- schedule ---
 
 
 def ensure_scheduled(txn: Txn) -> None:
@@ -159,7 +159,7 @@ def _scheduled(state: State, event: HistoryEvent) -> None:
     run.had_workflow_task = True
 
 
-# --- start -----------------------------------------------------------------------------------------------------------------
+# --- start ---
 
 
 def start(txn: Txn, request_id: str, identity: str, too_many_updates: bool = False) -> WorkflowTask:
@@ -246,7 +246,7 @@ def _started(state: State, event: HistoryEvent) -> None:
     task.suggest_reasons = list(attributes.suggest_continue_as_new_reasons)
 
 
-# --- transient and speculative tasks become events ---------------------------------------------------------------------------
+# --- transient and speculative tasks become events ---
 
 
 def _write_scheduled(txn: Txn, task: WorkflowTask) -> None:
@@ -344,7 +344,7 @@ def unwritten_events(txn_or_state: State) -> list[HistoryEvent]:
     return [scheduled, started]
 
 
-# --- end ---------------------------------------------------------------------------------------------------------------------
+# --- end ---
 
 
 def _ensure_events(txn: Txn, task: WorkflowTask, identity: str) -> None:

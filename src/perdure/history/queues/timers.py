@@ -187,7 +187,7 @@ class TimerQueue:
                     if len(rows) < _PAGE:
                         break
                     after = (rows[-1].fire_time, rows[-1].task_id)
-                    while len(self._heap) > 50 * _PAGE and self._heap[0].fire_time <= self._clock.now():
+                    while len(self._heap) > 50 * _PAGE and self._heap[0].fire_time <= self._clock.now():  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
             except StoreError:
                 self._window_end = previous  # once more, soon
