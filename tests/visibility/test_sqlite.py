@@ -343,7 +343,7 @@ def test_finds_what_the_filter_says(stored, asked):
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(st.lists(records(), max_size=20), st.lists(queries, min_size=1, max_size=12))
 def test_finds_what_the_filter_says_at_length(stored, asked):
     asyncio.run(check_oracle(stored, asked))
