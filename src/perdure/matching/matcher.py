@@ -60,17 +60,20 @@ class Entry:
 
 
 class Matcher:
-    """on_match(entry, poll): both are out of here now and given to the owner. on_expired(entry): dropped."""
+    """on_match(entry, poll): both are out of here now and given to the owner. on_expired(entry): dropped.
+    on_due(): a task that was to wait is there; the owner calls `match`."""
 
     def __init__(
         self,
         clock: Clock,
         on_match: Callable[[Entry, Poll], None],
         on_expired: Callable[[Entry], None],
+        on_due: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._on_match = on_match
         self._on_expired = on_expired
+        self._on_due = on_due
         self._tasks: list[tuple[int, int, int, Entry]] = []
         self._dead = 0
         self._count = 0
@@ -126,7 +129,7 @@ class Matcher:
             del self._delayed[entry]
             if not entry.dead:
                 self.add_task(entry)
-                self.match()
+                self._on_due()
 
         self._delayed[entry] = self._clock.call_at(when, due)
 

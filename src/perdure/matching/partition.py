@@ -136,7 +136,7 @@ class Partition:
         self._scale_up = _scaling_field(scaling_field, 1)
         self._scale_down = _scaling_field(scaling_field, -1)
         now = env.clock.now()
-        self.matcher = Matcher(env.clock, self._matched, self._expired)
+        self.matcher = Matcher(env.clock, self._matched, self._expired, self._offered)
         self.backlog: Backlog | None = None
         if not sticky:
             self.backlog = Backlog(

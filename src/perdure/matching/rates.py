@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from perdure.clock import SECOND
 
 NEVER = 1 << 62
@@ -50,7 +52,7 @@ class TokenBucket:
         self._fill(now)
         # A token that is there but for rounding is there.
         missing = 1.0 - self._tokens
-        return 0 if missing <= 1e-9 else int(missing / rate * SECOND) + 1
+        return 0 if missing <= 1e-9 else math.ceil(missing / rate * SECOND)
 
     def take(self) -> None:
         if self.rate is not None:
