@@ -37,11 +37,11 @@ _FEW: Final = 5000
 _FIND: Final = """
 SELECT id, version, status, close_key, search_attributes,
     workflow_id, workflow_type, start_time, parent_workflow_id, division
-FROM visibility WHERE namespace_id = ? AND run_id = ?
+FROM visibility WHERE namespace = ? AND run_id = ?
 """
 _INSERT: Final = """
 INSERT INTO visibility (
-    namespace_id, run_id, workflow_id, workflow_type, start_time, parent_workflow_id, division, status, close_key,
+    namespace, run_id, workflow_id, workflow_type, start_time, parent_workflow_id, division, status, close_key,
     version, task_queue, execution_time, history_length, history_size_bytes, state_transition_count, parent_run_id,
     root_workflow_id, root_run_id, memo, search_attributes
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -58,7 +58,7 @@ _UPDATE_WITH_ORDER: Final = f"UPDATE visibility SET status = ?, close_key = ?, {
 _INSERT_ATTRIBUTE: Final = "INSERT INTO visibility_attributes VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DELETE_ATTRIBUTES: Final = "DELETE FROM visibility_attributes WHERE run = ?"
 _FIELDS: Final = """
-    v.namespace_id, v.workflow_id, v.run_id, v.version, v.workflow_type, v.task_queue, v.status, v.start_time,
+    v.workflow_id, v.run_id, v.version, v.workflow_type, v.task_queue, v.status, v.start_time,
     v.execution_time, v.close_key, v.history_length, v.history_size_bytes, v.state_transition_count, v.memo,
     v.search_attributes, v.parent_workflow_id, v.parent_run_id, v.root_workflow_id, v.root_run_id
 """
@@ -78,6 +78,7 @@ class SqliteVisibility:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._namespaces: dict[str, int] = {}
 
     async def open(self) -> None:
         """Creates or migrates the tables. Raises SchemaMismatch."""
@@ -85,13 +86,41 @@ class SqliteVisibility:
 
     async def upsert(self, record: VisibilityRecord) -> None:
         values = attributes.decode_stored(record.search_attributes) if record.search_attributes else {}
-        await self._database.write(lambda connection: _upsert(connection, record, values))
+        namespace = self._namespaces.get(record.namespace_id)
+        if namespace is None:
+            namespace = await self._number_namespace(record.namespace_id)
+        await self._database.write(lambda connection: _upsert(connection, namespace, record, values))
+
+    async def _number_namespace(self, namespace_id: str) -> int:
+        """In a write of its own: remembered only when it is durable."""
+
+        def number(connection: sqlite3.Connection) -> int:
+            found = _find_namespace(connection, namespace_id)
+            if found is not None:
+                return found
+            statement = "INSERT INTO visibility_namespaces (namespace_id) VALUES (?) RETURNING number"
+            return int(connection.execute(statement, (namespace_id,)).fetchone()[0])
+
+        self._namespaces[namespace_id] = found = await self._database.write(number)
+        return found
+
+    def _namespace(self, namespace_id: str) -> int:
+        """-1, which no namespace has, when nothing was ever written to this one."""
+        found = self._namespaces.get(namespace_id)
+        if found is None:
+            found = self._database.read_now(lambda connection: _find_namespace(connection, namespace_id))
+            if found is None:
+                return -1
+            self._namespaces[namespace_id] = found
+        return found
 
     async def delete(self, namespace_id: str, run_id: str, version: int) -> None:
         """Does nothing to a record of a greater version."""
 
+        namespace = self._namespace(namespace_id)
+
         def delete(connection: sqlite3.Connection) -> None:
-            row = connection.execute(_FIND, (namespace_id, run_id)).fetchone()
+            row = connection.execute(_FIND, (namespace, run_id)).fetchone()
             if row is not None and row[1] <= version:
                 _delete(connection, row[0])
 
@@ -102,9 +131,10 @@ class SqliteVisibility:
         if filter.group_by is not None:
             raise invalid_query("operation is not supported: 'GROUP BY' clause in a list, only in a count")
         after = _decode_token(token) if token else None
+        namespace = self._namespace(namespace_id)
 
         def select(connection: sqlite3.Connection) -> list[Any]:
-            plan = _Plan(connection, namespace_id, filter.conditions, None)
+            plan = _Plan(connection, namespace, filter.conditions, None)
             if after is not None:
                 plan.start_after(after)
             return connection.execute(
@@ -114,18 +144,19 @@ class SqliteVisibility:
 
         rows = await self._database.read(select)
         if len(rows) <= page_size:
-            return Page([_record(row) for row in rows], b"")
+            return Page([_record(namespace_id, row) for row in rows], b"")
         del rows[page_size:]
-        last = rows[-1]
-        return Page([_record(row) for row in rows], tokens.encode(_PageToken(last[9], last[7], last[2])))
+        last = _PageToken(close_key=rows[-1][8], start_time=rows[-1][6], run_id=rows[-1][1])
+        return Page([_record(namespace_id, row) for row in rows], tokens.encode(last))
 
     async def count(self, namespace_id: str, query: str, custom: dict[str, int]) -> CountResult:
         """Groups have one value each: the status's name, or the division (None: none)."""
         filter = parse(query, custom)
         group_by = filter.group_by
+        namespace = self._namespace(namespace_id)
 
         def select(connection: sqlite3.Connection) -> list[Any]:
-            plan = _Plan(connection, namespace_id, filter.conditions, group_by)
+            plan = _Plan(connection, namespace, filter.conditions, group_by)
             source = f"FROM {plan.tables} WHERE {plan.where}"
             if group_by is None:
                 statement = f"SELECT NULL, count(*) {source}"
@@ -142,20 +173,26 @@ class SqliteVisibility:
         return result
 
     async def get(self, namespace_id: str, run_id: str) -> VisibilityRecord | None:
-        def select(connection: sqlite3.Connection) -> Any:
-            return connection.execute(
-                f"SELECT {_FIELDS} FROM visibility v WHERE v.namespace_id = ? AND v.run_id = ?", (namespace_id, run_id)
-            ).fetchone()
+        statement = f"SELECT {_FIELDS} FROM visibility v WHERE v.namespace = ? AND v.run_id = ?"
+        key = (self._namespace(namespace_id), run_id)
+        row = self._database.read_now(lambda connection: connection.execute(statement, key).fetchone())
+        return None if row is None else _record(namespace_id, row)
 
-        row = self._database.read_now(select)
-        return None if row is None else _record(row)
+
+def _find_namespace(connection: sqlite3.Connection, namespace_id: str) -> int | None:
+    statement = "SELECT number FROM visibility_namespaces WHERE namespace_id = ?"
+    row = connection.execute(statement, (namespace_id,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def _upsert(
-    connection: sqlite3.Connection, r: VisibilityRecord, values: dict[str, tuple[int, attributes.Value]]
+    connection: sqlite3.Connection,
+    namespace: int,
+    r: VisibilityRecord,
+    values: dict[str, tuple[int, attributes.Value]],
 ) -> None:
     closed = r.close_time != 0
     close_key = r.close_time if closed else OPEN
@@ -174,7 +211,7 @@ def _upsert(
         r.memo,
         r.search_attributes,
     )
-    found = connection.execute(_FIND, (r.namespace_id, r.run_id)).fetchone()
+    found = connection.execute(_FIND, (namespace, r.run_id)).fetchone()
     if found is not None:
         row, version, old_status, old_close_key, old_attributes, *old_fixed = found
         if version > r.version:
@@ -187,22 +224,20 @@ def _upsert(
             if old_attributes != r.search_attributes or (old_attributes and old_close_key != close_key):
                 if old_attributes:
                     connection.execute(_DELETE_ATTRIBUTES, (row,))
-                _insert_attributes(connection, row, r, close_key, values)
+                _insert_attributes(connection, row, (namespace, close_key, r.start_time, r.run_id), values)
             return
         _delete(connection, row)
-    row = connection.execute(_INSERT, (r.namespace_id, r.run_id, *fixed, r.status, close_key, *rest)).lastrowid
+    row = connection.execute(_INSERT, (namespace, r.run_id, *fixed, r.status, close_key, *rest)).lastrowid
     if values:
-        _insert_attributes(connection, row, r, close_key, values)
+        _insert_attributes(connection, row, (namespace, close_key, r.start_time, r.run_id), values)
 
 
 def _insert_attributes(
     connection: sqlite3.Connection,
     row: int | None,
-    record: VisibilityRecord,
-    close_key: int,
+    copies: tuple[Any, ...],
     values: dict[str, tuple[int, attributes.Value]],
 ) -> None:
-    copies = (record.namespace_id, close_key, record.start_time, record.run_id)
     for name, (kind, value) in values.items():
         if name == NAMESPACE_DIVISION:
             continue
@@ -227,27 +262,27 @@ def _delete(connection: sqlite3.Connection, row: int) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _record(row: Sequence[Any]) -> VisibilityRecord:
+def _record(namespace_id: str, row: Sequence[Any]) -> VisibilityRecord:
     return VisibilityRecord(
-        namespace_id=row[0],
-        workflow_id=row[1],
-        run_id=row[2],
-        version=row[3],
-        workflow_type=row[4],
-        task_queue=row[5],
-        status=row[6],
-        start_time=row[7],
-        execution_time=row[8],
-        close_time=0 if row[9] == OPEN else row[9],
-        history_length=row[10] or 0,
-        history_size_bytes=row[11] or 0,
-        state_transition_count=row[12] or 0,
-        memo=row[13],
-        search_attributes=row[14],
-        parent_workflow_id=row[15] or "",
-        parent_run_id=row[16] or "",
-        root_workflow_id=row[17],
-        root_run_id=row[18],
+        namespace_id=namespace_id,
+        workflow_id=row[0],
+        run_id=row[1],
+        version=row[2],
+        workflow_type=row[3],
+        task_queue=row[4],
+        status=row[5],
+        start_time=row[6],
+        execution_time=row[7],
+        close_time=0 if row[8] == OPEN else row[8],
+        history_length=row[9] or 0,
+        history_size_bytes=row[10] or 0,
+        state_transition_count=row[11] or 0,
+        memo=row[12],
+        search_attributes=row[13],
+        parent_workflow_id=row[14] or "",
+        parent_run_id=row[15] or "",
+        root_workflow_id=row[16],
+        root_run_id=row[17],
     )
 
 
@@ -275,10 +310,10 @@ class _Plan:
     tables, where, order: SQL. parameters: in the order of the text, for WHERE."""
 
     def __init__(
-        self, connection: sqlite3.Connection, namespace_id: str, conditions: Sequence[Expr], group_by: Column | None
+        self, connection: sqlite3.Connection, namespace: int, conditions: Sequence[Expr], group_by: Column | None
     ) -> None:
         self._connection = connection
-        self._namespace_id = namespace_id
+        self._namespace = namespace
         self._conditions = conditions
         self.parameters = QmarkParameters()
         self._leader = "v"
@@ -294,11 +329,11 @@ class _Plan:
             self.tables = (
                 "visibility_attributes d INDEXED BY visibility_by_attribute CROSS JOIN visibility v ON v.id = d.run"
             )
-            self.where = f"d.namespace_id = {add(namespace_id)} AND d.name = {add(key)} AND d.value = {add(value)}"
+            self.where = f"d.namespace = {add(namespace)} AND d.name = {add(key)} AND d.value = {add(value)}"
             conditions = [*conditions[:driving], *conditions[driving + 1 :]]
         else:
             self.tables = f"visibility v INDEXED BY {index or self._ordered_index(group_by)}"
-            self.where = f"v.namespace_id = {add(namespace_id)}"
+            self.where = f"v.namespace = {add(namespace)}"
         if conditions:
             self.where += f" AND {sql.render_all(conditions, self.parameters)}"
         for condition in conditions:
@@ -349,8 +384,8 @@ class _Plan:
         if index == "visibility_by_start":
             conditions = [*(c for c in self._conditions if c == IsNull(DIVISION_COLUMN)), *conditions]
         parameters = QmarkParameters()
-        namespace = parameters.add(self._namespace_id)
-        where = f"v.namespace_id = {namespace} AND {sql.render_all(conditions, parameters)}"
+        namespace = parameters.add(self._namespace)
+        where = f"v.namespace = {namespace} AND {sql.render_all(conditions, parameters)}"
         found = self._connection.execute(
             f"SELECT count(*) FROM (SELECT 1 FROM visibility v INDEXED BY {index} WHERE {where} LIMIT {_FEW + 1})",
             parameters.values,

@@ -10,9 +10,15 @@ from __future__ import annotations
 from typing import Final
 
 _FIRST: Final = """
+-- A namespace's number stands for it in the tables below: it is in each of their indexes.
+CREATE TABLE visibility_namespaces (
+    number INTEGER PRIMARY KEY,
+    namespace_id TEXT NOT NULL UNIQUE
+);
+
 CREATE TABLE visibility (
     id INTEGER PRIMARY KEY,
-    namespace_id TEXT NOT NULL,
+    namespace INTEGER NOT NULL,
     run_id TEXT NOT NULL,
     version INTEGER NOT NULL,
     workflow_id TEXT NOT NULL,
@@ -33,17 +39,17 @@ CREATE TABLE visibility (
     memo BLOB NOT NULL,
     search_attributes BLOB NOT NULL
 );
-CREATE UNIQUE INDEX visibility_by_run ON visibility (namespace_id, run_id);
+CREATE UNIQUE INDEX visibility_by_run ON visibility (namespace, run_id);
 CREATE INDEX visibility_in_order
-ON visibility (namespace_id, division, close_key DESC, start_time DESC, run_id);
+ON visibility (namespace, division, close_key DESC, start_time DESC, run_id);
 CREATE INDEX visibility_by_status
-ON visibility (namespace_id, division, status, close_key DESC, start_time DESC, run_id);
+ON visibility (namespace, division, status, close_key DESC, start_time DESC, run_id);
 -- With the status at its end, runs of a type that have a certain status are found without reading other rows.
 CREATE INDEX visibility_by_type
-ON visibility (namespace_id, division, workflow_type, close_key DESC, start_time DESC, run_id, status);
-CREATE INDEX visibility_by_start ON visibility (namespace_id, division, start_time);
-CREATE INDEX visibility_by_workflow ON visibility (namespace_id, workflow_id);
-CREATE INDEX visibility_by_parent ON visibility (namespace_id, parent_workflow_id)
+ON visibility (namespace, division, workflow_type, close_key DESC, start_time DESC, run_id, status);
+CREATE INDEX visibility_by_start ON visibility (namespace, division, start_time);
+CREATE INDEX visibility_by_workflow ON visibility (namespace, workflow_id);
+CREATE INDEX visibility_by_parent ON visibility (namespace, parent_workflow_id)
 WHERE parent_workflow_id IS NOT NULL;
 
 -- A value has the type it was given: its column has none. What follows it is copied from the run, for the index.
@@ -51,14 +57,14 @@ CREATE TABLE visibility_attributes (
     run INTEGER NOT NULL,
     name TEXT NOT NULL,
     value NOT NULL,
-    namespace_id TEXT NOT NULL,
+    namespace INTEGER NOT NULL,
     close_key INTEGER NOT NULL,
     start_time INTEGER NOT NULL,
     run_id TEXT NOT NULL,
     PRIMARY KEY (run, name, value)
 ) WITHOUT ROWID;
 CREATE INDEX visibility_by_attribute
-ON visibility_attributes (namespace_id, name, value, close_key DESC, start_time DESC, run_id);
+ON visibility_attributes (namespace, name, value, close_key DESC, start_time DESC, run_id);
 """
 
 SCRIPTS: Final[tuple[str, ...]] = (_FIRST,)
