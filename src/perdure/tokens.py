@@ -3,7 +3,7 @@ fields are only ever added at the end."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -11,16 +11,19 @@ from perdure.errors import invalid_argument
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+# A client can put any number into a token, but databases hold 64 bits with a sign.
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
 
 class WorkflowTaskToken(msgspec.Struct, array_like=True, frozen=True):
     namespace_id: str
     workflow_id: str
     run_id: str
-    scheduled_event_id: int
-    started_event_id: int
-    attempt: int
-    stamp: int = 0
-    started_time: int = 0
+    scheduled_event_id: Int
+    started_event_id: Int
+    attempt: Int
+    stamp: Int = 0
+    started_time: Int = 0
 
 
 class ActivityTaskToken(msgspec.Struct, array_like=True, frozen=True):
@@ -29,12 +32,12 @@ class ActivityTaskToken(msgspec.Struct, array_like=True, frozen=True):
     namespace_id: str
     workflow_id: str
     run_id: str
-    scheduled_event_id: int
-    attempt: int
+    scheduled_event_id: Int
+    attempt: Int
     activity_id: str = ""
     activity_type: str = ""
-    started_time: int = 0
-    stamp: int = 0
+    started_time: Int = 0
+    stamp: Int = 0
 
 
 class QueryTaskToken(msgspec.Struct, array_like=True, frozen=True):
@@ -55,5 +58,5 @@ def decode(data: bytes, kind: type[T], what: str = "task token") -> T:
     """Raises ServiceError INVALID_ARGUMENT."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise invalid_argument(f"Invalid {what}.") from None

@@ -16,11 +16,17 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from temporalio.api.operatorservice.v1 import service_pb2 as operatorservice
-from temporalio.api.workflowservice.v1 import GetSystemInfoRequest, WorkflowServiceStub
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    GetSystemInfoRequest,
+    RegisterNamespaceRequest,
+    WorkflowServiceStub,
+)
 from temporalio.api.workflowservice.v1 import service_pb2 as workflowservice
 
 from perdure import tokens
@@ -37,10 +43,11 @@ NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 @dataclass
 class Target:
-    """A server to test. log: where it writes."""
+    """A server to test. log: where it writes. namespace_id: of its namespace `default`."""
 
     channel: grpc.Channel
     log: Path
+    namespace_id: str
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         address = process.stdout.readline().strip()
         assert address, log.read_text()
         with grpc.insecure_channel(address) as channel:
-            yield Target(channel, log)
+            stub = WorkflowServiceStub(channel)
+            stub.RegisterNamespace(
+                RegisterNamespaceRequest(
+                    namespace="disposable", workflow_execution_retention_period=Duration(seconds=86400)
+                )
+            )
+            default = stub.DescribeNamespace(DescribeNamespaceRequest(namespace="default"))
+            yield Target(channel, log, default.namespace_info.id)
         process.stdin.close()
         assert process.wait(10) == 0
     finally:
@@ -78,91 +92,115 @@ STRINGS = [
     "TemporalTimeout:Nonsense", "ExecutionStatus = 'Running' GROUP BY ExecutionStatus",
 ]  # fmt: skip
 INTS = [0, 0, 1, 1, 2, 3, -1, 1000, 10**9, 2**31 - 1, -(2**31)]
+# Without these, most requests go no further than "is not set".
+USUAL = {
+    "namespace", "workflow_id", "workflow_type", "task_queue", "workflow_execution", "execution", "name", "signal_name",
+    "request", "meta", "input", "update_ref", "update_id", "query", "query_type", "task_token", "activity_id",
+    "start_workflow", "update_workflow", "operations", "application_failure_info",
+}  # fmt: skip
 LONGS = [*INTS, 2**63 - 1, -(2**63), 10**18]
 FLOATS = [0.0, 1.0, 2.0, -1.0, 0.5, math.nan, math.inf, -math.inf, 1e300]
 
 
-def some_token(rng: random.Random) -> bytes:
-    ids = [rng.choice([UUID, "", "\0", "x" * 2000]) for _ in range(3)]
-    number = rng.choice([0, 1, -1, 2**62])
-    kinds: list[Any] = [
-        tokens.WorkflowTaskToken(ids[0], ids[1], ids[2], number, number, number),
-        tokens.ActivityTaskToken(ids[0], ids[1], ids[2], number, number, ids[1]),
-        tokens.QueryTaskToken(ids[0], ids[1], ids[2]),
-    ]
-    return tokens.encode(rng.choice(kinds))
+@dataclass
+class Generator:
+    """sanity: how often a value is one that could be meant, so that requests come past the first checks."""
 
+    rng: random.Random
+    namespace_id: str
+    sanity: float
+    density: float
 
-def some_bytes(rng: random.Random) -> bytes:
-    choice = rng.randrange(6)
-    if choice == 0:
-        return b""
-    if choice == 1:
-        return rng.randbytes(rng.choice([1, 10, 100]))
-    if choice == 2:
-        return rng.choice([b"null", b"[]", b'"x"', b"1", b"{", b'"\\u0000"', b"[" * 1500, b"1e999", b'"\\ud800"'])
-    if choice == 3:
-        return rng.choice([b"json/plain", b"binary/null", b"Keyword", b"Int"])
-    return some_token(rng)
+    def token(self) -> bytes:
+        rng = self.rng
+        sane = rng.random() < self.sanity
+        ids = [self.namespace_id, "w", UUID] if sane else rng.choices([UUID, "", "\0", "x" * 2000], k=3)
+        number = 1 if sane else rng.choice([0, -1, 2**62])
+        kinds: list[Any] = [
+            tokens.WorkflowTaskToken(ids[0], ids[1], ids[2], number, number, number),
+            tokens.ActivityTaskToken(ids[0], ids[1], ids[2], number, number, ids[1]),
+            tokens.QueryTaskToken(ids[0], ids[1], ids[2]),
+        ]
+        return tokens.encode(rng.choice(kinds))
 
+    def bytes(self, name: str) -> bytes:
+        rng = self.rng
+        if name == "task_token" and rng.random() < self.sanity:
+            return self.token()
+        choices = [
+            b"",
+            rng.randbytes(rng.choice([1, 10, 100])),
+            rng.choice([b"null", b"[]", b'"x"', b"1", b"{", b'"\\u0000"', b"[" * 1500, b"1e999", b'"\\ud800"']),
+            rng.choice([b"json/plain", b"binary/null", b"Keyword", b"Int"]),
+            self.token(),
+        ]
+        return rng.choice(choices)
 
-def scalar(field: FieldDescriptor, rng: random.Random) -> Any:
-    match field.cpp_type:
-        case FieldDescriptor.CPPTYPE_STRING:
-            if field.type == FieldDescriptor.TYPE_BYTES:
-                return some_bytes(rng)
-            if field.name == "namespace" and rng.random() < 0.8:
-                return "default"
-            if field.name.endswith("run_id") and rng.random() < 0.6:
-                return rng.choice([UUID, ""])
+    def string(self, name: str) -> str:
+        rng = self.rng
+        if rng.random() >= self.sanity:
             return rng.choice(STRINGS)
-        case FieldDescriptor.CPPTYPE_BOOL:
-            return rng.random() < 0.5
-        case FieldDescriptor.CPPTYPE_INT64:
-            return rng.choice(LONGS)
-        case FieldDescriptor.CPPTYPE_INT32:
-            return rng.choice(INTS)
-        case FieldDescriptor.CPPTYPE_UINT32 | FieldDescriptor.CPPTYPE_UINT64:
-            return abs(rng.choice(INTS))
-        case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
-            return rng.choice(FLOATS)
-        case FieldDescriptor.CPPTYPE_ENUM:
-            return rng.choice([*field.enum_type.values_by_number, 99, -1])
-        case _:
-            raise AssertionError(field.cpp_type)
+        if name == "namespace":
+            return "default"
+        if name.endswith("run_id"):
+            return rng.choice([UUID, ""])
+        return "" if name in ("cron_schedule", "query", "id") else "w"
 
+    def scalar(self, field: FieldDescriptor) -> Any:
+        rng = self.rng
+        sane = rng.random() < self.sanity
+        match field.cpp_type:
+            case FieldDescriptor.CPPTYPE_STRING:
+                return self.bytes(field.name) if field.type == FieldDescriptor.TYPE_BYTES else self.string(field.name)
+            case FieldDescriptor.CPPTYPE_BOOL:
+                return rng.random() < 0.5
+            case FieldDescriptor.CPPTYPE_INT64:
+                return rng.choice([0, 1, 5] if sane else LONGS)
+            case FieldDescriptor.CPPTYPE_INT32:
+                return rng.choice([0, 1, 5] if sane else INTS)
+            case FieldDescriptor.CPPTYPE_UINT32 | FieldDescriptor.CPPTYPE_UINT64:
+                return abs(rng.choice(INTS))
+            case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
+                return rng.choice([1.0, 2.0] if sane else FLOATS)
+            case FieldDescriptor.CPPTYPE_ENUM:
+                return rng.choice([*field.enum_type.values_by_number] if sane else [99, -1])
+            case _:
+                raise AssertionError(field.cpp_type)
 
-def fill(message: Message, rng: random.Random, density: float, depth: int = 0) -> None:
-    """Random values in some of the fields: sensible ones often enough to come past the first checks."""
-    for field in message.DESCRIPTOR.fields:
-        if rng.random() > density or (depth > 6 and field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE):
-            continue
-        value = getattr(message, field.name)
-        entry = field.message_type
-        if entry is not None and entry.GetOptions().map_entry:
-            key = scalar(entry.fields_by_name["key"], rng)
-            kind = entry.fields_by_name["value"]
-            if kind.message_type is not None:
-                fill(value[key], rng, density, depth + 1)
-            else:
-                value[key] = scalar(kind, rng)
-        elif field.is_repeated:
-            for _ in range(rng.choice([0, 1, 1, 2, 30] if depth == 0 else [0, 1, 2])):
-                if entry is not None:
-                    fill(value.add(), rng, density, depth + 1)
+    def fill(self, message: Message, depth: int = 0) -> None:
+        """Random values in some of the fields."""
+        for field in message.DESCRIPTOR.fields:
+            kind = field.message_type
+            density = 0.97 if field.name in USUAL else self.density
+            if self.rng.random() > density or (depth > 6 and kind is not None):
+                continue
+            value = getattr(message, field.name)
+            if kind is not None and kind.GetOptions().map_entry:
+                key = self.scalar(kind.fields_by_name["key"])
+                target = kind.fields_by_name["value"]
+                if target.message_type is not None:
+                    self.fill(value[key], depth + 1)
                 else:
-                    value.append(scalar(field, rng))
-        elif entry is not None:
-            value.SetInParent()
-            fill(value, rng, density, depth + 1)
-        else:
-            setattr(message, field.name, scalar(field, rng))
+                    value[key] = self.scalar(target)
+            elif field.is_repeated:
+                for _ in range(self.rng.choice([0, 1, 2, 2, 30] if depth == 0 else [0, 1, 2])):
+                    if kind is not None:
+                        self.fill(value.add(), depth + 1)
+                    else:
+                        value.append(self.scalar(field))
+            elif kind is not None:
+                value.SetInParent()
+                self.fill(value, depth + 1)
+            else:
+                setattr(message, field.name, self.scalar(field))
 
 
-def some_request(method: MethodDescriptor, rng: random.Random) -> bytes:
-    message = message_factory.GetMessageClass(method.input_type)()
-    fill(message, rng, rng.choice([0.3, 0.6, 0.95]))
-    data = message.SerializeToString()
+def some_request(method: MethodDescriptor, rng: random.Random, namespace_id: str) -> bytes:
+    message: Any = message_factory.GetMessageClass(method.input_type)()
+    Generator(rng, namespace_id, rng.choice([0.3, 0.9, 0.98, 1]), rng.choice([0.3, 0.6, 0.95])).fill(message)
+    if method.name in ("DeprecateNamespace", "UpdateNamespace", "DeleteNamespace") and message.namespace == "default":
+        message.namespace = "disposable"  # the other tests need theirs
+    data: bytes = message.SerializeToString()
     if rng.random() < 0.1 and data:
         # Damaged on the way.
         at = rng.randrange(len(data))
@@ -204,7 +242,7 @@ def test_an_empty_request_is_answered(target: Target, method: MethodDescriptor):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(rng=st.randoms(use_true_random=False))
 def test_any_request_is_answered(target: Target, method: MethodDescriptor, rng: random.Random):
-    check(target, method, some_request(method, rng))
+    check(target, method, some_request(method, rng, target.namespace_id))
     check_alive(target)
 
 
@@ -221,5 +259,5 @@ def test_any_bytes_are_answered(target: Target, method: MethodDescriptor, data: 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(seed=st.integers(0, 2**63))
 def test_any_of_many_requests_is_answered(target: Target, method: MethodDescriptor, seed: int):
-    check(target, method, some_request(method, random.Random(seed)))
+    check(target, method, some_request(method, random.Random(seed), target.namespace_id))
     check_alive(target)

@@ -115,6 +115,7 @@ def _namespace_of(frontend: Frontend, request: _WithToken) -> Namespace:
     if not request.task_token:
         raise invalid_argument("Task token not set on request.")
     token = tokens.decode(request.task_token, tokens.ActivityTaskToken)
+    validation.check_token_ids(token.workflow_id, token.run_id, token.activity_id)
     namespace = frontend.namespace_of_token(token.namespace_id, request.namespace)
     validation.check_id(request.identity, frontend.config.get(MAX_ID_LENGTH), "Identity")
     return namespace

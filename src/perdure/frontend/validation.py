@@ -94,6 +94,13 @@ def check_enum(value: int, kind: EnumType, what: str) -> None:
         raise invalid_argument(f"Unknown {what}: {value}.")
 
 
+def check_token_ids(*ids: str) -> None:
+    """Of a token that a client gave back, perhaps not as it got it."""
+    for value in ids:
+        if "\0" in value:
+            raise invalid_argument("Invalid task token.")
+
+
 # --- durations and times ---------------------------------------------------------------------------------------------
 
 

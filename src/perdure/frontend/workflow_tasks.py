@@ -58,6 +58,7 @@ async def respond_workflow_task_completed(
     if not request.task_token:
         raise invalid_argument("Task token not set on request.")
     token = tokens.decode(request.task_token, tokens.WorkflowTaskToken)
+    validation.check_token_ids(token.workflow_id, token.run_id)
     namespace = frontend.namespace_of_token(token.namespace_id, request.namespace)
     validation.check_id(request.identity, config.get(MAX_ID_LENGTH), "Identity")
     if request.HasField("sticky_attributes"):
@@ -82,6 +83,7 @@ async def respond_workflow_task_failed(
     if not request.task_token:
         raise invalid_argument("Task token not set on request.")
     token = tokens.decode(request.task_token, tokens.WorkflowTaskToken)
+    validation.check_token_ids(token.workflow_id, token.run_id)
     namespace = frontend.namespace_of_token(token.namespace_id, request.namespace)
     validation.check_id(request.identity, config.get(MAX_ID_LENGTH), "Identity")
     validation.check_enum(request.cause, WorkflowTaskFailedCause, "WorkflowTaskFailedCause")
@@ -96,6 +98,7 @@ async def respond_query_task_completed(
     if not request.task_token:
         raise invalid_argument("Task token not set on request.")
     token = tokens.decode(request.task_token, tokens.QueryTaskToken)
+    validation.check_token_ids(token.task_queue, token.query_id)
     if not token.task_queue or not token.query_id:
         raise invalid_argument("Invalid TaskToken.")
     namespace = frontend.namespace_of_token(token.namespace_id, request.namespace)
