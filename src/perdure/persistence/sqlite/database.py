@@ -135,6 +135,11 @@ class Database:
         SchemaMismatch when the database has seen more."""
         await self.write(lambda connection: schema.migrate(connection, self.name, module, scripts), heavy=True)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing is not None
+
     def ride(self, rider: Rider) -> None:
         """The one rider of this database: the store."""
         self._rider = rider
@@ -423,6 +428,7 @@ def _lock(file: str) -> sqlite3.Connection:
     the process dies, and other programs can still read the database (to back it up, say)."""
     lock = sqlite3.connect(file + "-lock", isolation_level=None, check_same_thread=False, timeout=0)
     try:
+        lock.execute("PRAGMA journal_mode=MEMORY")  # no journal file beside it
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         lock.close()

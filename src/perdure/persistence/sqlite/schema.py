@@ -18,7 +18,100 @@ FORMAT = 1  # of the file as a whole, in user_version; module_version holds the 
 MODULES = ("store", "visibility")
 """Who has tables here: `persistence.sqlite.schema` (below) and `visibility`, which keeps its scripts itself."""
 
-STORE: Sequence[str] = ()
+STORE: Sequence[str] = (
+    # Runs and branches are known by a small integer inside: their pending rows and history nodes need not repeat up to
+    # 3,000 bytes of names, and what belongs to recent runs lies together, so a group of commits touches few pages.
+    """
+    CREATE TABLE shard (
+        shard_id INTEGER PRIMARY KEY,
+        range_id INTEGER NOT NULL,
+        owner TEXT NOT NULL,
+        blob BLOB NOT NULL
+    );
+    CREATE TABLE run (
+        run_key INTEGER PRIMARY KEY,
+        shard_id INTEGER NOT NULL,
+        namespace_id TEXT NOT NULL,
+        workflow_id TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        state BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX run_name ON run (shard_id, namespace_id, workflow_id, run_id);
+    CREATE TABLE pending (
+        run_key INTEGER NOT NULL,
+        kind INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (run_key, kind, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE current (
+        shard_id INTEGER NOT NULL,
+        namespace_id TEXT NOT NULL,
+        workflow_id TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (shard_id, namespace_id, workflow_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE branch (
+        shard_id INTEGER NOT NULL,
+        branch_id TEXT NOT NULL,
+        branch_key INTEGER NOT NULL,
+        PRIMARY KEY (shard_id, branch_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE node (
+        branch_key INTEGER NOT NULL,
+        node_id INTEGER NOT NULL,
+        txn_id INTEGER NOT NULL,
+        prev_txn_id INTEGER NOT NULL,
+        events INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (branch_key, node_id, txn_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE task (
+        shard_id INTEGER NOT NULL,
+        category INTEGER NOT NULL,
+        fire_time INTEGER NOT NULL,
+        task_id INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (shard_id, category, fire_time, task_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE task_queue (
+        queue_key INTEGER PRIMARY KEY,
+        namespace_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        type INTEGER NOT NULL,
+        range_id INTEGER NOT NULL,
+        ack_level INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        UNIQUE (namespace_id, name, type)
+    );
+    CREATE TABLE backlog (
+        queue_key INTEGER NOT NULL,
+        level INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (queue_key, level)
+    ) WITHOUT ROWID;
+    CREATE TABLE document (
+        kind TEXT NOT NULL,
+        key TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (kind, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE queue (
+        name TEXT PRIMARY KEY,
+        last_message_id INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE message (
+        queue TEXT NOT NULL,
+        message_id INTEGER NOT NULL,
+        blob BLOB NOT NULL,
+        PRIMARY KEY (queue, message_id)
+    ) WITHOUT ROWID;
+    """,
+)
 
 
 def identify(connection: sqlite3.Connection, name: str) -> None:
@@ -26,7 +119,7 @@ def identify(connection: sqlite3.Connection, name: str) -> None:
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if application_id != APPLICATION_ID:
             if tables or application_id or version:
                 raise SchemaMismatch(f"{name} is a SQLite database of another program")
