@@ -80,7 +80,7 @@ class Backlog:
         self._in_memory = 0
         self._unfinished: deque[tuple[int, int]] = deque()  # (level, created) of loaded tasks, oldest first
         self._finished: set[int] = set()  # of those, the ones that are finished
-        self._pending: list[tuple[TaskRef, int, asyncio.Future[None]]] = []
+        self._pending: list[tuple[Entry, asyncio.Future[None]]] = []
         self._load_task: asyncio.Task[None] | None = None
         self._write_task: asyncio.Task[None] | None = None
         self._read_task: asyncio.Task[None] | None = None
@@ -158,12 +158,13 @@ class Backlog:
 
     # --- writer
 
-    async def append(self, task: TaskRef, attempts: int = 0) -> None:
-        """Durable when it returns. Raises ServiceError UNAVAILABLE: perhaps it is not."""
+    async def append(self, entry: Entry) -> None:
+        """Its task is durable when it returns, and the entry perhaps taken into memory, with its level. Raises
+        ServiceError UNAVAILABLE: perhaps it is not durable."""
         if self._closed:
             raise unavailable("matching is shutting down")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((task, attempts, future))
+        self._pending.append((entry, future))
         if self._write_task is None:
             self._write_task = self._spawn(self._write())
         await future
@@ -175,14 +176,14 @@ class Backlog:
                 del self._pending[: self._append_batch]
                 error: ServiceError | None = None
                 try:
-                    await self._append([(task, attempts) for task, attempts, _ in batch])
+                    await self._append([entry for entry, _ in batch])
                 except StoreError as e:
                     log.warning("tasks not written to task queue %s: %s", self._key.name, e)
                     error = unavailable("task queue storage is not available")
                 except Exception:
                     log.exception("tasks not written to task queue %s", self._key.name)
                     error = unavailable("task queue storage failed")
-                for _, _, future in batch:
+                for _, future in batch:
                     if not future.done():
                         if error is None:
                             future.set_result(None)
@@ -191,14 +192,14 @@ class Backlog:
         finally:
             self._write_task = None
 
-    async def _append(self, tasks: list[tuple[TaskRef, int]]) -> None:
+    async def _append(self, entries: list[Entry]) -> None:
         for attempt in (1, 2, 3):
-            if self._next_level + len(tasks) - 1 > self.block[1]:
+            if self._next_level + len(entries) - 1 > self.block[1]:
                 await self._lease()
             first = self._next_level
             # Levels are not used twice, not even where the write's outcome is unknown.
-            self._next_level += len(tasks)
-            rows = [BacklogTask(first + i, _encode(task)) for i, (task, _) in enumerate(tasks)]
+            self._next_level += len(entries)
+            rows = [BacklogTask(first + i, _encode(entry.task)) for i, entry in enumerate(entries)]
             try:
                 await self._store.append_backlog(self._key, self.range_id, rows)
                 break
@@ -206,15 +207,16 @@ class Backlog:
                 if attempt == 3:
                     raise
                 await self._lease()
-        last = first + len(tasks) - 1
+        last = first + len(entries) - 1
         # A read that ended meanwhile may have brought, and counted, some.
         self.count += max(0, last - max(self.read_level, first - 1))
         if self._unread or self._read_task is not None or self._in_memory >= self._read_batch:
             self._unread = True
             self._read_more()
         elif first > self.read_level:
-            for i, (task, attempts) in enumerate(tasks):
-                self._take_in(first + i, task, attempts)
+            for i, entry in enumerate(entries):
+                entry.level = first + i
+                self._take_in(entry)
             self.read_level = last
             self._batch_loaded()
 
@@ -244,7 +246,7 @@ class Backlog:
                         log.error("unreadable task %d of task queue %s dropped", level, self._key.name)
                         self.count -= 1
                         continue
-                    self._take_in(level, task, 0)
+                    self._take_in(Entry(task, level))
                 if rows:
                     self.read_level = rows[-1].level
                 self.count = max(self.count, self._in_memory) if self._unread else self._in_memory
@@ -252,9 +254,8 @@ class Backlog:
         finally:
             self._read_task = None
 
-    def _take_in(self, level: int, task: TaskRef, attempts: int) -> None:
-        entry = Entry(task, level, attempts)
-        self._unfinished.append((level, task.created))
+    def _take_in(self, entry: Entry) -> None:
+        self._unfinished.append((entry.level, entry.task.created))
         self._in_memory += 1
         priority = entry.priority
         self.loaded_by_priority[priority] = self.loaded_by_priority.get(priority, 0) + 1
@@ -324,14 +325,18 @@ class Backlog:
             # Another owner has the queue. It reads what is not deleted; the next append here takes the lease again.
             pass
 
+    def stop_reading(self) -> None:
+        """Nothing more comes into memory; what is there may still finish."""
+        self._closed = True
+        if self._read_task is not None:
+            self._read_task.cancel()
+
     async def close(self) -> None:
         """Finishes the writes on their way, then records how far the tasks are done."""
-        self._closed = True
+        self.stop_reading()
         if self._delete_timer is not None:
             self._delete_timer.cancel()
             self._delete_timer = None
-        if self._read_task is not None:
-            self._read_task.cancel()
         for task in (self._load_task, self._write_task, self._delete_task):
             if task is not None:
                 await asyncio.wait([task])

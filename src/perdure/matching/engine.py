@@ -107,14 +107,14 @@ class MatchingEngine:
                 answer.set_exception(unavailable("matching is shutting down"))
         partitions = list(self._partitions.values())
         self._partitions.clear()
-        await asyncio.gather(*(p.close() for p in partitions))
+        for partition in partitions:
+            partition.stop()
         # What history is about to record is let finish: the response may still reach its worker.
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=5)
             for task in late:
                 task.cancel()
-            if late:
-                await asyncio.wait(late)
+        await asyncio.gather(*(p.close() for p in partitions))
 
     def _spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coro)

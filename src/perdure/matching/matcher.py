@@ -34,16 +34,28 @@ class Entry:
     """A task that waits for a poller.
 
     level: its place in the backlog; 0 when it is not from there. attempts: how often handing it out failed.
+    request_id: of the attempt that failed, "" for none. History may have recorded it all the same, and then answers
+    only to the same id.
     query, query_token: of a direct query. done: whoever waits for this task; a direct query's gets an error only (its
     answer comes another way), a forwarded task's gets whether it was handed out. dead: nobody wants it any more."""
 
-    __slots__ = ("attempts", "dead", "done", "level", "priority", "query", "query_token", "queued", "task")
+    __slots__ = (
+        "attempts",
+        "dead",
+        "done",
+        "level",
+        "priority",
+        "query",
+        "query_token",
+        "queued",
+        "request_id",
+        "task",
+    )
 
     def __init__(
         self,
         task: TaskRef,
         level: int = 0,
-        attempts: int = 0,
         query: WorkflowQuery | None = None,
         query_token: bytes = b"",
         done: asyncio.Future[bool] | asyncio.Future[bytes] | None = None,
@@ -51,7 +63,8 @@ class Entry:
         self.task = task
         self.priority = priority_key(task)
         self.level = level
-        self.attempts = attempts
+        self.attempts = 0
+        self.request_id = ""
         self.query = query
         self.query_token = query_token
         self.done = done

@@ -28,7 +28,7 @@ from perdure.matching import settings
 from perdure.matching.api import NoPoller, TaskRef
 from perdure.matching.backlog import Backlog, Spawn
 from perdure.matching.forwarder import Forwarder
-from perdure.matching.matcher import DEFAULT_PRIORITY, Entry, Matcher, priority_key
+from perdure.matching.matcher import DEFAULT_PRIORITY, Entry, Matcher
 from perdure.matching.pollers import Poll, PollerHistory
 from perdure.matching.rates import RateWindow, TokenBucket
 from perdure.persistence.api import TaskQueueKey, TaskQueueStore
@@ -175,24 +175,23 @@ class Partition:
         now = self._clock.now()
         if self.closed:
             raise NoPoller if self.sticky else unavailable("matching is shutting down")
-        priority = priority_key(task)
+        entry = Entry(task)
         self.last_active = now
-        self._rates(priority, now).added.add(now)
+        self._rates(entry.priority, now).added.add(now)
         backlog = self.backlog
         if backlog is not None and not backlog.ready:
             await backlog.load()
-        outcome = await self._sync_match(task, priority, now)
+        outcome = await self._sync_match(entry, now)
         if outcome is not None and outcome is not Outcome.RETRY:
             self._env.counters.sync_matched += 1
             return
-        attempts = 0 if outcome is None else 1
         if backlog is not None:
-            await backlog.append(task, attempts)
+            await backlog.append(entry)
         else:
             if self.closed or self._in_memory >= _STICKY_LIMIT:
                 raise NoPoller
             self._in_memory += 1
-            self._offer(Entry(task, attempts=attempts))
+            self._offer(entry)
         self._env.counters.spooled += 1
 
     async def offer(self, task: TaskRef, deadline: int) -> bool:
@@ -201,13 +200,14 @@ class Partition:
         self.last_active = now
         if self.closed:
             return False
-        outcome = await self._sync_match(task, priority_key(task), now, forward=not deadline)
+        entry = Entry(task)
+        outcome = await self._sync_match(entry, now, forward=not deadline)
         if outcome is not None:
             return outcome is not Outcome.RETRY
         if self.closed or deadline <= now:
             return False
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        entry = Entry(task, done=done)
+        entry.done = done
 
         def expired() -> None:
             if not done.done() and entry.queued:
@@ -221,20 +221,20 @@ class Partition:
             timer.cancel()
             self.matcher.drop_task(entry)
 
-    async def _sync_match(self, task: TaskRef, priority: int, now: int, forward: bool = True) -> Outcome | None:
+    async def _sync_match(self, entry: Entry, now: int, forward: bool = True) -> Outcome | None:
         """None: there was no poller for it."""
         if not self._backlog_negligible(now):
             return None
         matcher = self.matcher
         poll = matcher.take_poll(now) if matcher.polls and matcher.may_dispatch(now) else None
         if poll is None:
-            if forward and self._forwarder is not None and not matcher.polls and await self._offer_up(task, 0):
+            if forward and self._forwarder is not None and not matcher.polls and await self._offer_up(entry.task, 0):
                 return Outcome.DONE
             return None
         matcher.limit.take()
         self._dispatching += 1
         try:
-            outcome, _ = await self._hand_out(task, poll, priority)
+            outcome, _ = await self._hand_out(entry, poll)
         finally:
             self._dispatching -= 1
         return outcome
@@ -365,12 +365,11 @@ class Partition:
                     self.matcher.add_task(entry)
                 outcome = None
                 return
-            outcome, error = await self._hand_out(
-                entry.task, poll, entry.priority, entry.query, entry.query_token, entry.level > 0
-            )
+            outcome, error = await self._hand_out(entry, poll)
             backlog = self.backlog
             if outcome is Outcome.RETRY and backlog is not None and entry.level and backlog.is_stuck_at(entry.level):
-                await backlog.append(entry.task, entry.attempts + 1)
+                # Its place goes to a copy at the end.
+                await backlog.append(Entry(entry.task))
                 outcome = Outcome.DROP
         except ServiceError:
             outcome = Outcome.RETRY
@@ -380,25 +379,17 @@ class Partition:
                 self._settle(entry, outcome, error)
             self._offered()
 
-    async def _hand_out(
-        self,
-        task: TaskRef,
-        poll: Poll,
-        priority: int,
-        query: WorkflowQuery | None = None,
-        query_token: bytes = b"",
-        from_backlog: bool = False,
-    ) -> tuple[Outcome, ServiceError | None]:
+    async def _hand_out(self, entry: Entry, poll: Poll) -> tuple[Outcome, ServiceError | None]:
         """Both were taken out of the matcher. Afterwards the poll is answered or waits again; the task is the
         caller's affair, as the outcome says."""
-        poller = poll.poller
-        poller.request_id = f"{self._env.instance}-{next(_request_numbers)}"
+        task, poller = entry.task, poll.poller
+        poller.request_id = entry.request_id or f"{self._env.instance}-{next(_request_numbers)}"
         counters = self._env.counters
         try:
-            if query is None:
+            if entry.query is None:
                 response = await self._record(task, poller)
             else:
-                response = await self._history.make_query_task(task, poller, query, query_token)
+                response = await self._history.make_query_task(task, poller, entry.query, entry.query_token)
         except ServiceError as e:
             error = e
             if e.code is Code.NOT_FOUND or e.code is Code.ALREADY_EXISTS:
@@ -419,10 +410,13 @@ class Partition:
         else:
             counters.dispatched += 1
             now = self._clock.now()
-            self._rates(priority, now).dispatched.add(now)
-            if not poll.answer(response + self._suffix(poll, now, from_backlog)):
+            self._rates(entry.priority, now).dispatched.add(now)
+            if not poll.answer(response + self._suffix(poll, now, entry.level > 0)):
                 log.debug("poll gone while task of %s/%s event %d was started: left to its timeout", *_ids(task))
             return Outcome.DONE, None
+        if outcome is Outcome.RETRY:
+            entry.attempts += 1
+            entry.request_id = poller.request_id
         self.matcher.limit.give_back()
         self._return_poll(poll)
         return outcome, error
@@ -437,7 +431,6 @@ class Partition:
             if not done.done():
                 done.set_result(outcome is not Outcome.RETRY)  # type: ignore[arg-type]
         elif outcome is Outcome.RETRY:
-            entry.attempts += 1
             if not self.closed:
                 self.matcher.add_task_at(entry, self._clock.now() + _retry_delay(entry.attempts))
         elif entry.level and self.backlog is not None:
@@ -581,8 +574,8 @@ class Partition:
             and (self.backlog is None or self.backlog.idle)
         )
 
-    async def close(self) -> None:
-        """Polls answer empty, tasks stay in the backlog, whose state is written."""
+    def stop(self) -> None:
+        """Polls answer empty, nothing more is handed out; what is being handed out may still finish."""
         self.closed = True
         for entry in self.matcher.close():
             done = entry.done
@@ -595,6 +588,12 @@ class Partition:
         if self._load_task is not None:
             self._load_task.cancel()
         if self.backlog is not None:
+            self.backlog.stop_reading()
+
+    async def close(self) -> None:
+        """The tasks stay in the backlog; its state is written."""
+        self.stop()
+        if self.backlog is not None:
             await self.backlog.close()
 
 
@@ -603,4 +602,4 @@ def _ids(task: TaskRef) -> tuple[str, str, int]:
 
 
 def _retry_delay(attempts: int) -> int:
-    return min(_RETRY_LAST, _RETRY_FIRST << min(attempts - 1, 10))
+    return min(_RETRY_LAST, _RETRY_FIRST << min(max(0, attempts - 1), 10))
