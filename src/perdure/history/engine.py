@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
     GetWorkflowExecutionHistoryRequest,
+    QueryWorkflowRequest,
+    QueryWorkflowResponse,
     RespondWorkflowTaskCompletedRequest,
     RespondWorkflowTaskFailedRequest,
     StartWorkflowExecutionRequest,
@@ -24,7 +27,7 @@ from perdure.clock import SECOND, Clock
 from perdure.cluster.shardmap import shard_of
 from perdure.config.dynamic import DynamicConfig
 from perdure.errors import ServiceError
-from perdure.history import executors, reads, removal, starts, visibility_tasks, workflow_task_calls
+from perdure.history import executors, query_calls, reads, removal, starts, visibility_tasks, workflow_task_calls
 from perdure.history.api import Poller
 from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
@@ -32,7 +35,7 @@ from perdure.history.queries import Queries
 from perdure.history.shard import RunContext, Services, Shard
 from perdure.history.updates import Updates
 from perdure.matching.api import MatchingClient, TaskRef
-from perdure.namespaces import NamespaceRegistry
+from perdure.namespaces import Namespace, NamespaceRegistry
 from perdure.persistence.api import Store
 from perdure.visibility.api import VisibilityStore
 
@@ -68,9 +71,9 @@ class HistoryService:
         self.namespaces = namespaces
         self.new_id = new_id
         self.updates = Updates()
-        self.queries = Queries()
+        self.queries = Queries(config)
         self.failures: Counter[str] = Counter()
-        self._environments: dict[str, Environment] = {}
+        self._environments: dict[str, tuple[Namespace, Environment]] = {}
         services = Services(
             store, clock, new_id, self.environment, self._execute, self._execute, self._execute, self.failures
         )
@@ -109,10 +112,18 @@ class HistoryService:
     def environment(self, namespace_id: str) -> Environment:
         """Of a namespace, for the core. Raises ServiceError NOT_FOUND."""
         namespace = self.namespaces.by_id(namespace_id)
-        env = self._environments.get(namespace_id)
-        if env is None or env.namespace != namespace.name or env.retention != namespace.retention:
-            env = Environment(namespace.name, self.config, self.new_id, self._namespace_id, namespace.retention)
-            self._environments[namespace_id] = env
+        known = self._environments.get(namespace_id)
+        if known is not None and known[0] is namespace:
+            return known[1]
+        env = Environment(
+            namespace.name,
+            self.config,
+            self.new_id,
+            self._namespace_id,
+            namespace.retention,
+            namespace.search_attributes,
+        )
+        self._environments[namespace_id] = (namespace, env)
         return env
 
     def _namespace_id(self, name: str) -> str | None:
@@ -153,7 +164,18 @@ class HistoryService:
     ) -> bytes:
         return await reads.history_reverse(self, namespace_id, execution, page_size, token)
 
+    # --- queries and updates
+
+    async def query_workflow(
+        self, namespace_id: str, request: QueryWorkflowRequest, deadline: int
+    ) -> QueryWorkflowResponse:
+        return await query_calls.query_workflow(self, namespace_id, request, deadline)
+
     # --- workflow tasks
+
+    async def make_query_task(self, task: TaskRef, poller: Poller, query: WorkflowQuery, query_token: bytes) -> bytes:
+        shard = self.shard(task.namespace_id, task.workflow_id)
+        return await query_calls.make_query_task(shard, task, poller, query, query_token)
 
     async def record_workflow_task_started(self, task: TaskRef, poller: Poller) -> bytes:
         shard = self.shard(task.namespace_id, task.workflow_id)

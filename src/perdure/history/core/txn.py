@@ -8,8 +8,8 @@ state away.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -27,13 +27,15 @@ TimerKey = tuple[int | str, ...]
 @dataclass(slots=True)
 class Environment:
     """What the core may know of the world. namespace: the name of the run's namespace. new_id: a fresh UUID.
-    namespace_id: of a namespace's name, None when there is none."""
+    namespace_id: of a namespace's name, None when there is none. search_attributes: the namespace's own ones and their
+    IndexedValueType."""
 
     namespace: str
     config: DynamicConfig
     new_id: Callable[[], str]
     namespace_id: Callable[[str], str | None]
     retention: int = 72 * 3600 * SECOND
+    search_attributes: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(slots=True)
