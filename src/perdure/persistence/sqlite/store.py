@@ -57,7 +57,8 @@ async def open_store(path: str | None, *, pragmas: Mapping[str, str] | None = No
         await database.migrate("store", schema.STORE)
         last_key = database.read_now(
             lambda connection: connection.execute(
-                "SELECT max(coalesce((SELECT max(run_key) FROM run), 0), coalesce((SELECT max(branch_key) FROM node), 0))"
+                "SELECT coalesce(max(key), 0) FROM"
+                " (SELECT max(run_key) AS key FROM run UNION ALL SELECT max(branch_key) FROM node)"
             ).fetchone()[0]
         )
         return SqliteStore(database, last_key)
