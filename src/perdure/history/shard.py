@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from temporalio.api.history.v1 import History, HistoryEvent
@@ -69,6 +69,18 @@ def summary_of(current: CurrentRun) -> CurrentSummary:
     return _decode_summary(current.blob)
 
 
+class RunMemory(Protocol):
+    """What a room keeps of a run in memory only. It removes itself from `RunContext.memory` when it is empty."""
+
+    def closed(self, state: State) -> None:
+        """A commit has closed the run."""
+        ...
+
+    def lost(self) -> None:
+        """The state was thrown away, a speculative workflow task with it: whoever waits has to begin again."""
+        ...
+
+
 class RunContext:
     """One run in memory. Used only within `Shard.run`.
 
@@ -86,7 +98,7 @@ class RunContext:
         self.tail: list[HistoryNode] = []
         self.tail_bytes = 0
         self.events: dict[int, bytes] = {}
-        self.memory: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}  # of RunMemory
 
     @property
     def loaded(self) -> State:
@@ -101,6 +113,9 @@ class RunContext:
         self.state = None
         self.tail.clear()
         self.tail_bytes = 0
+        memory, self.memory = self.memory, {}
+        for room in memory.values():
+            room.lost()
 
     def append_tail(self, nodes: Sequence[HistoryNode]) -> None:
         self.tail.extend(nodes)
@@ -387,6 +402,9 @@ class Shard:
             self.transfers.start_unrecorded(task)
         for effect in txn.on_commit:
             effect()
+        if context.memory and not txn.state.open:
+            for room in list(context.memory.values()):
+                room.closed(txn.state)
         if txn.events:
             for watcher in self._watchers.pop(context.key, ()):
                 if not watcher.done():

@@ -92,7 +92,7 @@ async def started_reply(
 ) -> bytes:
     """The poll's reply for the started task, with the queries and update messages that go with it."""
     reply = await workflow_task_reply(shard, context, task, sticky)
-    extra = engine.updates.fields(context, task) + engine.queries.fields(context, task)
+    extra = engine.updates.fields(context, task) + engine.queries.fields(context)
     return b"".join((reply, *extra)) if extra else reply
 
 
@@ -149,7 +149,6 @@ async def respond_completed(
             await _fail_answer(engine, shard, context, token, task, request, bad, speculative)
             return b""
         assert answer is not None
-        engine.queries.before_commit(context, request, answer.new_task is not None)
         await shard.commit(context, txn)
         engine.updates.completed(context)
         engine.queries.completed(context, request)
@@ -253,7 +252,6 @@ async def _fail_answer(
         lifecycle.terminate(txn, bad.message, None, "history-service")
     else:
         workflow_tasks.schedule(txn)
-    engine.queries.before_commit(context, request, False)
     await shard.commit(context, txn)
 
 
@@ -294,7 +292,6 @@ async def respond_failed(engine: HistoryService, namespace_id: str, request: Res
         workflow_tasks.schedule(txn)
         engine.updates.task_failed(context)
         await shard.commit(context, txn)
-        engine.queries.task_failed(context, request)
 
 
 # --- time ---
