@@ -1,4 +1,4 @@
-"""The frontend on a real gRPC server, over a small metadata store, and callers for it."""
+"""The frontend on a real gRPC server, over a real store in memory, and callers for it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,7 @@ from perdure.config.dynamic import DynamicConfig
 from perdure.frontend.rpc import ClusterInfo
 from perdure.frontend.server import Frontend, serve
 from perdure.namespaces import DEV_RETENTION, NamespaceRegistry
-from perdure.persistence.api import ConditionFailed, Document, NotFound
-
-
-class Documents:
-    """A MetadataStore in memory."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], Document] = {}
-
-    async def get_document(self, kind: str, key: str) -> Document:
-        try:
-            return self.rows[kind, key]
-        except KeyError:
-            raise NotFound(key) from None
-
-    async def put_document(self, kind: str, key: str, expected_version: int, blob: bytes) -> Document:
-        found = self.rows.get((kind, key))
-        if (found.version if found else 0) != expected_version:
-            raise ConditionFailed(key)
-        self.rows[kind, key] = document = Document(key, expected_version + 1, blob)
-        return document
-
-    async def delete_document(self, kind: str, key: str, expected_version: int) -> None:
-        if (await self.get_document(kind, key)).version != expected_version:
-            raise ConditionFailed(key)
-        del self.rows[kind, key]
-
-    async def list_documents(self, kind: str, after_key: str = "", limit: int = 1000) -> list[Document]:
-        keys = sorted(key for k, key in self.rows if k == kind and key > after_key)
-        return [self.rows[kind, key] for key in keys[:limit]]
+from perdure.persistence.sqlite.store import open_store
 
 
 @dataclass
@@ -73,7 +44,8 @@ class Absent:
 @asynccontextmanager
 async def running(**parts: Any) -> AsyncIterator[Running]:
     clock = RealClock()
-    namespaces = NamespaceRegistry(parts.pop("store", None) or Documents(), clock)
+    store = await open_store(None)
+    namespaces = NamespaceRegistry(store, clock)
     await namespaces.load()
     await namespaces.ensure(["default"], DEV_RETENTION)
     frontend = Frontend(
@@ -92,6 +64,7 @@ async def running(**parts: Any) -> AsyncIterator[Running]:
             yield Running(address, frontend, channel, WorkflowServiceStub(channel), OperatorServiceStub(channel))
         finally:
             await listener.stop()
+            await store.close()
 
 
 def details(error: grpc.aio.AioRpcError, kind: type[Message]) -> Any:

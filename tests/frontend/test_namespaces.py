@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc.aio
 import msgspec
@@ -27,20 +28,27 @@ from temporalio.api.workflowservice.v1 import (
 from perdure import errors
 from perdure.clock import DAY, HOUR, RealClock
 from perdure.namespaces import DEFAULT_RETENTION, DEV_RETENTION, SYSTEM_NAMESPACE, Namespace, NamespaceRegistry
+from perdure.persistence.sqlite.store import SqliteStore, open_store
 
-from .support import Documents, details, running
+from .support import details, running
 
 WEEK = Duration(seconds=7 * 86400)
 
 
-async def loaded(store: Documents) -> NamespaceRegistry:
+@pytest.fixture
+async def store() -> AsyncIterator[SqliteStore]:
+    opened = await open_store(None)
+    yield opened
+    await opened.close()
+
+
+async def loaded(store: SqliteStore) -> NamespaceRegistry:
     registry = NamespaceRegistry(store, RealClock())
     await registry.load()
     return registry
 
 
-async def test_what_a_start_creates_is_there_at_the_next_one():
-    store = Documents()
+async def test_what_a_start_creates_is_there_at_the_next_one(store: SqliteStore):
     first = await loaded(store)
     await first.ensure(["default", "other"], DEV_RETENTION, {"Color": 2})
     again = await loaded(store)
@@ -53,8 +61,7 @@ async def test_what_a_start_creates_is_there_at_the_next_one():
     assert default.search_attributes == {"Color": 2, "Size": 3}
 
 
-async def test_two_writers_lose_nothing_of_each_other():
-    store = Documents()
+async def test_two_writers_lose_nothing_of_each_other(store: SqliteStore):
     a = await loaded(store)
     await a.ensure(["default"], DAY)
     b = await loaded(store)
@@ -65,8 +72,7 @@ async def test_two_writers_lose_nothing_of_each_other():
     assert found.search_attributes.keys() == {f"{name}{i}" for i in range(5) for name in "AB"}
 
 
-async def test_a_name_is_registered_once():
-    store = Documents()
+async def test_a_name_is_registered_once(store: SqliteStore):
     a, b = await loaded(store), await loaded(store)
     await a.register(Namespace(id="1", name="n"))
     with pytest.raises(errors.ServiceError) as caught:
@@ -75,11 +81,10 @@ async def test_a_name_is_registered_once():
     assert b.by_name("n").id == "1"
 
 
-async def test_a_record_of_a_later_version_is_read():
+async def test_a_record_of_a_later_version_is_read(store: SqliteStore):
     class Later(Namespace, frozen=True, kw_only=True):
         colour: str = "red"
 
-    store = Documents()
     await store.put_document("namespace", "n", 0, msgspec.msgpack.encode(Later(id="1", name="n", retention=5)))
     assert (await loaded(store)).by_name("n").retention == 5
 

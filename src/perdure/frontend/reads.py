@@ -16,6 +16,8 @@ from perdure.frontend.rpc import POLL_MARGIN, CallContext, Frontend, Handler
 
 # No page holds more events, whatever the configuration says.
 _MAX_PAGE = 1000
+_UNSPECIFIED = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_UNSPECIFIED
+_ALL_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT
 
 
 async def get_workflow_execution_history(
@@ -27,8 +29,8 @@ async def get_workflow_execution_history(
     if not 0 < request.maximum_page_size <= _MAX_PAGE:
         request.maximum_page_size = min(config.get(HISTORY_PAGE_EVENTS, namespace.name), _MAX_PAGE)
     filter_type = request.history_event_filter_type
-    if filter_type == HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_UNSPECIFIED:
-        request.history_event_filter_type = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT
+    if filter_type == _UNSPECIFIED:
+        request.history_event_filter_type = _ALL_EVENT
     else:
         validation.check_enum(filter_type, HistoryEventFilterType, "HistoryEventFilterType")
     deadline = frontend.deadline(context, config.get(LONG_POLL_EXPIRATION, namespace.name), POLL_MARGIN)

@@ -10,6 +10,7 @@ import math
 import re
 import uuid
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -37,6 +38,10 @@ MAX_DURATION = 100 * 365 * DAY
 RESERVED_TASK_QUEUE_PREFIX = "/_sys/"
 SYSTEM_TASK_QUEUE = "temporal-sys-per-ns-tq"
 MAX_FAIRNESS_KEY = 64
+
+_KIND_UNSPECIFIED = TaskQueueKind.TASK_QUEUE_KIND_UNSPECIFIED
+_NORMAL = TaskQueueKind.TASK_QUEUE_KIND_NORMAL
+_STICKY = TaskQueueKind.TASK_QUEUE_KIND_STICKY
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
@@ -90,7 +95,7 @@ def request_id(value: str, config: DynamicConfig) -> str:
 
 def check_enum(value: int, kind: EnumType, what: str) -> None:
     """Protobuf accepts every number for an enum."""
-    if value and value not in kind.DESCRIPTOR.values_by_number:
+    if value and value not in _numbers(kind):
         raise invalid_argument(f"Unknown {what}: {value}.")
 
 
@@ -99,6 +104,11 @@ def check_token_ids(*ids: str) -> None:
     for value in ids:
         if "\0" in value:
             raise invalid_argument("Invalid task token.")
+
+
+@cache
+def _numbers(kind: EnumType) -> frozenset[int]:
+    return frozenset(kind.DESCRIPTOR.values_by_number)
 
 
 # --- durations and times ---------------------------------------------------------------------------------------------
@@ -170,8 +180,8 @@ def check_task_queue(queue: TaskQueue, present: bool, config: DynamicConfig, par
     if not present:
         raise invalid_argument("taskQueue is not set")
     kind = queue.kind
-    if kind == TaskQueueKind.TASK_QUEUE_KIND_UNSPECIFIED:
-        queue.kind = TaskQueueKind.TASK_QUEUE_KIND_NORMAL
+    if kind == _KIND_UNSPECIFIED:
+        queue.kind = _NORMAL
     else:
         check_enum(kind, TaskQueueKind, "task queue kind")
     limit = config.get(MAX_ID_LENGTH)
@@ -181,7 +191,7 @@ def check_task_queue(queue: TaskQueue, present: bool, config: DynamicConfig, par
     _check_task_queue_name(name, limit)
     if not partition_allowed and name.startswith(RESERVED_TASK_QUEUE_PREFIX):
         raise invalid_argument(f"task queue name cannot start with reserved prefix {RESERVED_TASK_QUEUE_PREFIX}")
-    if kind == TaskQueueKind.TASK_QUEUE_KIND_STICKY and queue.normal_name:
+    if kind == _STICKY and queue.normal_name:
         _check_task_queue_name(queue.normal_name, limit)
 
 

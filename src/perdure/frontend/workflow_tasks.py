@@ -35,6 +35,9 @@ from perdure.errors import invalid_argument
 from perdure.frontend import failures, validation
 from perdure.frontend.rpc import CallContext, Frontend, Handler
 
+_STICKY = TaskQueueKind.TASK_QUEUE_KIND_STICKY
+_VERSIONED = WorkerVersioningMode.WORKER_VERSIONING_MODE_VERSIONED
+
 
 async def poll_workflow_task_queue(
     frontend: Frontend, request: PollWorkflowTaskQueueRequest, context: CallContext
@@ -147,20 +150,14 @@ def _check_version(
     """A worker's account of its version: consistent, and small enough."""
     if version.use_versioning and not version.build_id:
         raise invalid_argument("WorkerVersionStamp must be present if UseVersioning is true.")
-    if (
-        queue.kind == TaskQueueKind.TASK_QUEUE_KIND_STICKY
-        and not queue.normal_name
-        and (version.use_versioning or deployment is not None)
-    ):
+    if queue.kind == _STICKY and not queue.normal_name and (version.use_versioning or deployment is not None):
         raise invalid_argument(
             "NormalName must be set on sticky queue when UseVersioning is true or DeploymentOptions are set."
         )
     if version.build_id:
         validation.check_id(version.build_id, config.get(BUILD_ID_SIZE), "Build ID")
     if deployment is not None:
-        if deployment.worker_versioning_mode == WorkerVersioningMode.WORKER_VERSIONING_MODE_VERSIONED and not (
-            deployment.deployment_name and deployment.build_id
-        ):
+        if deployment.worker_versioning_mode == _VERSIONED and not (deployment.deployment_name and deployment.build_id):
             raise invalid_argument("Deployment name and build id must be set together.")
         limit = config.get(MAX_ID_LENGTH)
         validation.check_id(deployment.deployment_name, limit, "Deployment name")

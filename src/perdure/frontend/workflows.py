@@ -37,13 +37,22 @@ from perdure.errors import (
     permission_denied,
     unimplemented,
 )
-from perdure.frontend import cron_syntax, validation
+from perdure.frontend import validation
 from perdure.frontend.queries_updates import prepare_update
 from perdure.frontend.rpc import CallContext, Frontend, Handler
+from perdure.history.core import cron
 from perdure.namespaces import Namespace
 from perdure.visibility import attributes
 
 _MULTI_OPERATION_FAILED = "Update-with-Start could not be executed."
+_ALLOW_DUPLICATE = WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
+_REJECT_DUPLICATE = WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
+_TERMINATE_IF_RUNNING = WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING
+_CONFLICT_UNSPECIFIED = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_UNSPECIFIED
+_FAIL = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_FAIL
+_USE_EXISTING = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
+_TERMINATE_EXISTING = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
+
 _NOT_START_AND_UPDATE = "Operations have to be exactly [Start, Update]."
 
 
@@ -51,7 +60,7 @@ async def start_workflow_execution(
     frontend: Frontend, request: StartWorkflowExecutionRequest, context: CallContext
 ) -> StartWorkflowExecutionResponse:
     namespace = frontend.namespace_for_start(request.namespace)
-    prepare_start(request, namespace, frontend.config)
+    prepare_start(request, namespace, frontend.config, frontend.clock.now())
     return await frontend.history.start_workflow_execution(namespace.id, request)
 
 
@@ -64,12 +73,12 @@ async def signal_with_start_workflow_execution(
         raise invalid_argument("signal not set")
     validation.check_id(request.signal_name, config.get(MAX_ID_LENGTH), "SignalName")
     validation.check_payloads(request.signal_input, namespace.name, config)
-    _check_new_workflow(request, namespace, config)
-    if request.workflow_id_conflict_policy == WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_FAIL:
+    _check_new_workflow(request, namespace, config, frontend.clock.now())
+    if request.workflow_id_conflict_policy == _FAIL:
         raise invalid_argument(
             "Invalid WorkflowIDConflictPolicy: WORKFLOW_ID_CONFLICT_POLICY_FAIL is not supported for this operation."
         )
-    _default_id_policies(request, WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING)
+    _default_id_policies(request, _USE_EXISTING)
     return await frontend.history.signal_with_start_workflow_execution(namespace.id, request)
 
 
@@ -90,7 +99,7 @@ async def execute_multi_operation(
         _check_operation_namespace(start.namespace, namespace)
         start.namespace = namespace.name
         frontend.namespace_for_start(namespace.name)
-        prepare_start(start, namespace, config)
+        prepare_start(start, namespace, config, frontend.clock.now())
         if start.cron_schedule:
             raise invalid_argument("CronSchedule is not allowed.")
         if start.request_eager_execution:
@@ -178,10 +187,12 @@ async def delete_workflow_execution(
 # --- the checks that all starts share --------------------------------------------------------------------------------
 
 
-def prepare_start(request: StartWorkflowExecutionRequest, namespace: Namespace, config: DynamicConfig) -> None:
+def prepare_start(
+    request: StartWorkflowExecutionRequest, namespace: Namespace, config: DynamicConfig, now: int
+) -> None:
     """Checks a start and fills in what the frontend defaults. Raises ServiceError."""
-    _check_new_workflow(request, namespace, config)
-    _default_id_policies(request, WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_FAIL)
+    _check_new_workflow(request, namespace, config, now)
+    _default_id_policies(request, _FAIL)
     if request.completion_callbacks:
         raise unimplemented("CompletionCallbacks")
     options = request.on_conflict_options
@@ -196,6 +207,7 @@ def _check_new_workflow(
     request: StartWorkflowExecutionRequest | SignalWithStartWorkflowExecutionRequest,
     namespace: Namespace,
     config: DynamicConfig,
+    now: int,
 ) -> None:
     limit = config.get(MAX_ID_LENGTH)
     if not request.workflow_id:
@@ -213,8 +225,8 @@ def _check_new_workflow(
         validation.check_duration(
             request.workflow_start_delay, "An invalid WorkflowStartDelaySeconds is set on request."
         )
-    if request.cron_schedule and not cron_syntax.is_valid(request.cron_schedule):
-        raise invalid_argument("invalid CronSchedule.")
+    if request.cron_schedule:
+        _check_cron(request.cron_schedule, now)
     validation.require_id(request.workflow_type.name, limit, "WorkflowType")
     validation.check_user_task_queue(request.task_queue, request.HasField("task_queue"), config)
     validation.check_duration(
@@ -246,6 +258,15 @@ def _check_new_workflow(
         raise ServiceError(Code.UNIMPLEMENTED, "The Time-Skipping feature is not enabled for namespace.")
 
 
+def _check_cron(spec: str, now: int) -> None:
+    try:
+        wait = cron.next_wait(spec, now, now)
+    except (cron.InvalidCron, OverflowError):
+        raise invalid_argument("invalid CronSchedule.") from None
+    if wait is None or wait > validation.MAX_DURATION:
+        raise invalid_argument("invalid CronSchedule, no time can be found to satisfy the schedule")
+
+
 def _check_search_attributes(
     request: StartWorkflowExecutionRequest | SignalWithStartWorkflowExecutionRequest,
     namespace: Namespace,
@@ -273,29 +294,27 @@ def _default_id_policies(
     conflict: WorkflowIdConflictPolicy.ValueType,
 ) -> None:
     """Sets both policies; TERMINATE_IF_RUNNING, which is deprecated, becomes the conflict policy that replaced it."""
-    reuse_policies, conflicts = WorkflowIdReusePolicy, WorkflowIdConflictPolicy
-    terminate = reuse_policies.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING
-    if request.workflow_id_conflict_policy == conflicts.WORKFLOW_ID_CONFLICT_POLICY_UNSPECIFIED:
-        if request.workflow_id_reuse_policy == terminate:
-            request.workflow_id_conflict_policy = conflicts.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
-            request.workflow_id_reuse_policy = reuse_policies.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
+    if request.workflow_id_conflict_policy == _CONFLICT_UNSPECIFIED:
+        if request.workflow_id_reuse_policy == _TERMINATE_IF_RUNNING:
+            request.workflow_id_conflict_policy = _TERMINATE_EXISTING
+            request.workflow_id_reuse_policy = _ALLOW_DUPLICATE
         else:
             request.workflow_id_conflict_policy = conflict
-    elif request.workflow_id_reuse_policy == terminate:
+    elif request.workflow_id_reuse_policy == _TERMINATE_IF_RUNNING:
         raise invalid_argument(
             "Invalid WorkflowIDReusePolicy: WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING cannot be used together "
             "with a WorkflowIDConflictPolicy"
         )
     elif (
-        request.workflow_id_conflict_policy == conflicts.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
-        and request.workflow_id_reuse_policy == reuse_policies.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
+        request.workflow_id_conflict_policy == _TERMINATE_EXISTING
+        and request.workflow_id_reuse_policy == _REJECT_DUPLICATE
     ):
         raise invalid_argument(
             "Invalid WorkflowIDReusePolicy: WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE cannot be used together with "
             "WorkflowIdConflictPolicy WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING"
         )
     if not request.workflow_id_reuse_policy:
-        request.workflow_id_reuse_policy = reuse_policies.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
+        request.workflow_id_reuse_policy = _ALLOW_DUPLICATE
 
 
 def _check_operation_namespace(name: str, namespace: Namespace) -> None:

@@ -155,7 +155,10 @@ def _scalar(value: object, kind: int) -> Value | None:
             return value
     elif kind == DOUBLE:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError("too large") from None
     elif kind == DATETIME and isinstance(value, str):
         return parse_datetime(value)
     raise ValueError(f"not a {TYPE_NAMES.get(kind, kind)}: {value!r}")
@@ -171,7 +174,7 @@ def decode_value(payload: Payload, kind: int) -> Value | None:
         raise ValueError(f"unknown encoding {encoding!r}")
     try:
         value: object = msgspec.json.decode(payload.data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(str(e)) from None
     if kind == KEYWORD_LIST:
         if value is None:
@@ -232,7 +235,7 @@ def _shown(payload: Payload) -> str:
     """A refused value as Temporal prints it."""
     try:
         return _go_format(msgspec.json.decode(payload.data))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return f"value from <{payload!s}>".replace("\n", " ")
 
 
@@ -272,16 +275,18 @@ def validate(
             if name in SYSTEM or name in PREDEFINED:
                 raise invalid_argument(f"{name} attribute can't be set in SearchAttributes")
             kind = custom[name]
-        try:
-            decode_value(payload, kind)
-        except ValueError:
-            raise invalid_argument(
-                f"invalid value for search attribute {name} of type {TYPE_NAMES[kind]}: {_shown(payload)}"
-            ) from None
         if len(payload.data) > value_size_limit:
             raise invalid_argument(
                 f"search attribute {name} value size {len(payload.data)} exceeds size limit {value_size_limit}"
             )
+        try:
+            value = decode_value(payload, kind)
+            if (isinstance(value, str) and "\0" in value) or (isinstance(value, list) and "\0" in "".join(value)):
+                raise ValueError("U+0000")  # not every database can hold it
+        except ValueError:
+            raise invalid_argument(
+                f"invalid value for search attribute {name} of type {TYPE_NAMES[kind]}: {_shown(payload)}"
+            ) from None
     size = search_attributes.ByteSize()
     if size > total_size_limit:
         raise invalid_argument(f"total size of search attributes {size} exceeds size limit {total_size_limit}")
