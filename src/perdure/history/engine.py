@@ -16,8 +16,11 @@ from temporalio.api.workflowservice.v1 import (
     GetWorkflowExecutionHistoryRequest,
     QueryWorkflowRequest,
     QueryWorkflowResponse,
+    RequestCancelWorkflowExecutionRequest,
     RespondWorkflowTaskCompletedRequest,
     RespondWorkflowTaskFailedRequest,
+    SignalWithStartWorkflowExecutionRequest,
+    SignalWithStartWorkflowExecutionResponse,
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
 )
@@ -27,8 +30,17 @@ from perdure.clock import SECOND, Clock
 from perdure.cluster.shardmap import shard_of
 from perdure.config.dynamic import DynamicConfig
 from perdure.errors import ServiceError
-from perdure.history import executors, query_calls, reads, removal, starts, visibility_tasks, workflow_task_calls
-from perdure.history.api import Poller
+from perdure.history import (
+    executors,
+    query_calls,
+    reads,
+    removal,
+    signal_calls,
+    starts,
+    visibility_tasks,
+    workflow_task_calls,
+)
+from perdure.history.api import ParentLink, Poller
 from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
 from perdure.history.queries import Queries
@@ -41,7 +53,12 @@ from perdure.visibility.api import VisibilityStore
 
 log = logging.getLogger("perdure.history")
 
-_TASK_ROOMS = (removal, visibility_tasks, workflow_task_calls)  # imported for the tasks that they register
+_TASK_ROOMS = (
+    removal,
+    run_timeouts,
+    visibility_tasks,
+    workflow_task_calls,
+)  # imported for the tasks that they register
 
 
 def new_uuid() -> str:
@@ -141,6 +158,51 @@ class HistoryService:
         self, namespace_id: str, request: StartWorkflowExecutionRequest
     ) -> StartWorkflowExecutionResponse:
         return await starts.start(self, namespace_id, request)
+
+    async def signal_with_start_workflow_execution(
+        self, namespace_id: str, request: SignalWithStartWorkflowExecutionRequest
+    ) -> SignalWithStartWorkflowExecutionResponse:
+        return await starts.signal_with_start(self, namespace_id, request)
+
+    async def start_child_workflow(
+        self, namespace_id: str, request: StartWorkflowExecutionRequest, parent: ParentLink
+    ) -> str:
+        return await starts.start_child(self, namespace_id, request, parent)
+
+    async def schedule_first_workflow_task(self, namespace_id: str, execution: WorkflowExecution) -> None:
+        await starts.schedule_first_workflow_task(self, namespace_id, execution.workflow_id, execution.run_id)
+
+    async def signal_workflow_execution(
+        self,
+        namespace_id: str,
+        request: SignalWorkflowExecutionRequest,
+        *,
+        child_only_of: WorkflowExecution | None = None,
+        external_initiated: WorkflowExecution | None = None,
+    ) -> SignalWorkflowExecutionResponse:
+        return await signal_calls.signal(self, namespace_id, request, child_only_of, external_initiated)
+
+    async def request_cancel_workflow_execution(
+        self,
+        namespace_id: str,
+        request: RequestCancelWorkflowExecutionRequest,
+        *,
+        child_only_of: WorkflowExecution | None = None,
+        external_initiated: WorkflowExecution | None = None,
+        external_initiated_event_id: int = 0,
+    ) -> None:
+        await signal_calls.request_cancel(
+            self, namespace_id, request, child_only_of, external_initiated, external_initiated_event_id
+        )
+
+    async def terminate_workflow_execution(
+        self,
+        namespace_id: str,
+        request: TerminateWorkflowExecutionRequest,
+        *,
+        child_only_of: WorkflowExecution | None = None,
+    ) -> None:
+        await signal_calls.terminate(self, namespace_id, request, child_only_of)
 
     async def delete_workflow_execution(self, namespace_id: str, execution: WorkflowExecution) -> None:
         await removal.delete(self, namespace_id, execution)
