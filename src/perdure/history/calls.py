@@ -11,10 +11,11 @@ from perdure.history.shard import RunContext, Shard
 
 @asynccontextmanager
 async def open_run(
-    shard: Shard, namespace_id: str, workflow_id: str, run_id: str, first_run_id: str = ""
+    shard: Shard, namespace_id: str, workflow_id: str, run_id: str, first_run_id: str = "", *, closed_too: bool = False
 ) -> AsyncGenerator[RunContext]:
     """The run that is meant, locked, and open. Without a run id the current one is meant: if it goes on as another run
-    while we wait for its lock, that one. first_run_id: if given, the run must be of that chain.
+    while we wait for its lock, that one. first_run_id: if given, the run must be of that chain. closed_too: a run that
+    is closed, and not followed by another, will do.
 
     Raises ServiceError NOT_FOUND: no such run, or it is closed."""
     while True:
@@ -28,7 +29,8 @@ async def open_run(
                     current = await shard.current(namespace_id, workflow_id)
                     if current is not None and current.run_id != target:
                         continue
-                raise errors.execution_completed()
+                if not closed_too:
+                    raise errors.execution_completed()
             yield context
             return
 

@@ -21,8 +21,11 @@ from temporalio.api.workflowservice.v1 import (
     RespondWorkflowTaskFailedRequest,
     SignalWithStartWorkflowExecutionRequest,
     SignalWithStartWorkflowExecutionResponse,
+    SignalWorkflowExecutionRequest,
+    SignalWorkflowExecutionResponse,
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
+    TerminateWorkflowExecutionRequest,
 )
 
 from perdure import errors
@@ -35,6 +38,7 @@ from perdure.history import (
     query_calls,
     reads,
     removal,
+    run_timeouts,
     signal_calls,
     starts,
     visibility_tasks,
