@@ -386,7 +386,7 @@ def _checked(pragmas: Mapping[str, str]) -> dict[str, str]:
 
 
 def _connect(name: str, settings: Mapping[str, str], *, reader: bool = False) -> sqlite3.Connection:
-    connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, timeout=1, cached_statements=512)
     known = {row[0] for row in connection.execute("PRAGMA pragma_list")}
     for key, value in settings.items():
         if key not in known:

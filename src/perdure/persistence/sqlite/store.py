@@ -27,6 +27,7 @@ from perdure.persistence.api import (
     TaskQueueKey,
     TaskQueueRecord,
     TaskRow,
+    Unavailable,
 )
 from perdure.persistence.sqlite import schema
 from perdure.persistence.sqlite.database import Database, open_database
@@ -83,7 +84,10 @@ class SqliteStore:
 
     async def close(self) -> None:
         if not self.database.closed and (self._task_deletes.until or self._backlog_deletes.until):
-            await self.database.write(self._finish_deletes, heavy=True)
+            try:
+                await self.database.write(self._finish_deletes, heavy=True)
+            except Unavailable:
+                pass  # they need not be durable, and closing comes first
         await self.database.close()
 
     # --- riding with each group --------------------------------------------------------------------------------------
