@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from perdure.clock import DAY, HOUR, MILLISECOND, MINUTE, SECOND
 
@@ -72,6 +72,33 @@ def _duration(value: Any) -> int:
     if isinstance(value, str):
         return parse_duration(value)
     raise ConfigError(f"not a duration: {value!r} (write it as 10s or 1m30s)")
+
+
+class RetryDefaults(NamedTuple):
+    """What a retry policy gets where it says nothing. initial_interval: nanoseconds. maximum_factor: of the longest
+    interval to the first. maximum_attempts: 0 for no limit."""
+
+    initial_interval: int = SECOND
+    maximum_factor: float = 100.0
+    backoff_coefficient: float = 2.0
+    maximum_attempts: int = 0
+
+
+def _retry_defaults(value: Any) -> RetryDefaults:
+    if not isinstance(value, dict):
+        raise ConfigError(f"not a map: {value!r}")
+    fields: dict[str, Any] = {str(k).lower(): v for k, v in cast("dict[Any, Any]", value).items()}
+    defaults = RetryDefaults()
+    if (initial := fields.get("initialintervalinseconds")) is not None:
+        nanoseconds = parse_duration(initial) if isinstance(initial, str) else round(_float(initial) * SECOND)
+        defaults = defaults._replace(initial_interval=nanoseconds)
+    if (factor := fields.get("maximumintervalcoefficient")) is not None:
+        defaults = defaults._replace(maximum_factor=_float(factor))
+    if (coefficient := fields.get("backoffcoefficient")) is not None:
+        defaults = defaults._replace(backoff_coefficient=_float(coefficient))
+    if (attempts := fields.get("maximumattempts")) is not None:
+        defaults = defaults._replace(maximum_attempts=_int(attempts))
+    return defaults
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +220,7 @@ HISTORY_COUNT_WARN = int_key("limit.historyCount.warn", 10 * KIB)
 SUGGEST_CONTINUE_AS_NEW_SIZE = int_key("limit.historySize.suggestContinueAsNew", 4 * MIB)
 SUGGEST_CONTINUE_AS_NEW_COUNT = int_key("limit.historyCount.suggestContinueAsNew", 4 * KIB)
 PENDING_ACTIVITIES_ERROR = int_key("limit.numPendingActivities.error", 2000)
+ACTIVITY_FAILURE_SIZE = int_key("limit.mutableStateActivityFailureSize.error", 4 * KIB)
 PENDING_SIGNALS_ERROR = int_key("limit.numPendingSignals.error", 2000)
 PENDING_CANCELS_ERROR = int_key("limit.numPendingCancelRequests.error", 2000)
 PENDING_CHILDREN_ERROR = int_key("limit.numPendingChildExecutions.error", 2000)
@@ -200,7 +228,10 @@ MAX_SIGNALS_PER_EXECUTION = int_key("history.maximumSignalsPerExecution", 10_000
 MAX_BUFFERED_EVENTS = int_key("history.maximumBufferedEventsBatch", 100)
 MAX_BUFFERED_BYTES = int_key("history.maximumBufferedEventsSizeInBytes", 2 * MIB)
 MAX_IN_FLIGHT_UPDATES = int_key("history.maxInFlightUpdates", 10)
+MAX_IN_FLIGHT_UPDATE_PAYLOADS = int_key("history.maxInFlightUpdatePayloads", 20 * MIB)
 MAX_TOTAL_UPDATES = int_key("history.maxTotalUpdates", 2000)
+UPDATES_SUGGEST_CONTINUE_AS_NEW = float_key("history.maxTotalUpdates.suggestContinueAsNewThreshold", 0.9)
+DISCARD_SPECULATIVE_MAX_EVENTS = int_key("history.discardSpeculativeWorkflowTaskMaximumEventsCount", 10)
 SA_KEYS_LIMIT = int_key("frontend.searchAttributesNumberOfKeysLimit", 100)
 SA_VALUE_SIZE_LIMIT = int_key("frontend.searchAttributesSizeOfValueLimit", 2 * KIB)
 SA_TOTAL_SIZE_LIMIT = int_key("frontend.searchAttributesTotalSizeLimit", 40 * KIB)
@@ -221,7 +252,8 @@ WORKFLOW_TASK_CRITICAL_ATTEMPT = int_key("history.workflowTaskCriticalAttempt", 
 STICKY_TTL = duration_key("history.stickyTTL", 365 * DAY)
 LONG_POLL_EXPIRATION = duration_key("history.longPollExpirationInterval", 20 * SECOND)
 MATCHING_LONG_POLL_EXPIRATION = duration_key("matching.longPollExpirationInterval", 60 * SECOND)
-ACTIVITY_RETRY_INITIAL = duration_key("history.defaultActivityRetryPolicy.initialInterval", SECOND)
+ACTIVITY_RETRY_DEFAULTS = _register(Key("history.defaultActivityRetryPolicy", RetryDefaults(), _retry_defaults))
+WORKFLOW_RETRY_DEFAULTS = _register(Key("history.defaultWorkflowRetryPolicy", RetryDefaults(), _retry_defaults))
 ENABLE_EAGER_START = bool_key("system.enableEagerWorkflowStart", True)
 ENABLE_EAGER_ACTIVITY = bool_key("system.enableActivityEagerExecution", True)
 TASK_QUEUE_READ_PARTITIONS = int_key("matching.numTaskqueueReadPartitions", 4)

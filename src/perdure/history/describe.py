@@ -39,7 +39,7 @@ async def describe(
         return DescribeWorkflowExecutionResponse(
             execution_config=_config(state),
             workflow_execution_info=execution_info(state),
-            pending_activities=pending_activity_infos(state),
+            pending_activities=pending_activity_infos(state, shard.clock.now()),
             pending_children=pending_child_infos(state),
             pending_workflow_task=_workflow_task(state),
             workflow_extended_info=_extended(state),

@@ -16,7 +16,17 @@ from temporalio.api.workflowservice.v1 import (
     GetWorkflowExecutionHistoryRequest,
     QueryWorkflowRequest,
     QueryWorkflowResponse,
+    RecordActivityTaskHeartbeatByIdRequest,
+    RecordActivityTaskHeartbeatRequest,
+    RecordActivityTaskHeartbeatResponse,
     RequestCancelWorkflowExecutionRequest,
+    RespondActivityTaskCanceledByIdRequest,
+    RespondActivityTaskCanceledRequest,
+    RespondActivityTaskCompletedByIdRequest,
+    RespondActivityTaskCompletedRequest,
+    RespondActivityTaskFailedByIdRequest,
+    RespondActivityTaskFailedRequest,
+    RespondActivityTaskFailedResponse,
     RespondWorkflowTaskCompletedRequest,
     RespondWorkflowTaskFailedRequest,
     SignalWithStartWorkflowExecutionRequest,
@@ -28,12 +38,12 @@ from temporalio.api.workflowservice.v1 import (
     TerminateWorkflowExecutionRequest,
 )
 
-from perdure import errors
 from perdure.clock import SECOND, Clock
 from perdure.cluster.shardmap import shard_of
 from perdure.config.dynamic import DynamicConfig
 from perdure.errors import ServiceError
 from perdure.history import (
+    activity_calls,
     executors,
     query_calls,
     reads,
@@ -41,6 +51,7 @@ from perdure.history import (
     run_timeouts,
     signal_calls,
     starts,
+    timer_calls,
     visibility_tasks,
     workflow_task_calls,
 )
@@ -60,6 +71,7 @@ log = logging.getLogger("perdure.history")
 _TASK_ROOMS = (
     removal,
     run_timeouts,
+    timer_calls,
     visibility_tasks,
     workflow_task_calls,
 )  # imported for the tasks that they register
@@ -261,5 +273,49 @@ class HistoryService:
     # --- activities
 
     async def activity_reply(self, shard: Shard, context: RunContext, scheduled_event_id: int) -> bytes:
-        """The PollActivityTaskQueueResponse of a started activity."""
-        raise errors.unimplemented("activities")
+        """The serialized PollActivityTaskQueueResponse of a started activity."""
+        return await activity_calls.reply(self, shard, context, scheduled_event_id)
+
+    async def record_activity_task_started(self, task: TaskRef, poller: Poller) -> bytes:
+        shard = self.shard(task.namespace_id, task.workflow_id)
+        return await activity_calls.record_started(self, shard, task, poller)
+
+    async def record_activity_task_heartbeat(
+        self, namespace_id: str, request: RecordActivityTaskHeartbeatRequest
+    ) -> RecordActivityTaskHeartbeatResponse:
+        return await activity_calls.record_heartbeat(self, namespace_id, request)
+
+    async def record_activity_task_heartbeat_by_id(
+        self, namespace_id: str, request: RecordActivityTaskHeartbeatByIdRequest
+    ) -> RecordActivityTaskHeartbeatResponse:
+        return await activity_calls.record_heartbeat_by_id(self, namespace_id, request)
+
+    async def respond_activity_task_completed(
+        self, namespace_id: str, request: RespondActivityTaskCompletedRequest
+    ) -> None:
+        await activity_calls.respond_completed(self, namespace_id, request)
+
+    async def respond_activity_task_completed_by_id(
+        self, namespace_id: str, request: RespondActivityTaskCompletedByIdRequest
+    ) -> None:
+        await activity_calls.respond_completed_by_id(self, namespace_id, request)
+
+    async def respond_activity_task_failed(
+        self, namespace_id: str, request: RespondActivityTaskFailedRequest
+    ) -> RespondActivityTaskFailedResponse:
+        return await activity_calls.respond_failed(self, namespace_id, request)
+
+    async def respond_activity_task_failed_by_id(
+        self, namespace_id: str, request: RespondActivityTaskFailedByIdRequest
+    ) -> RespondActivityTaskFailedResponse:
+        return await activity_calls.respond_failed_by_id(self, namespace_id, request)
+
+    async def respond_activity_task_canceled(
+        self, namespace_id: str, request: RespondActivityTaskCanceledRequest
+    ) -> None:
+        await activity_calls.respond_canceled(self, namespace_id, request)
+
+    async def respond_activity_task_canceled_by_id(
+        self, namespace_id: str, request: RespondActivityTaskCanceledByIdRequest
+    ) -> None:
+        await activity_calls.respond_canceled_by_id(self, namespace_id, request)

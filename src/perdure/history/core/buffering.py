@@ -7,6 +7,7 @@ from collections.abc import Callable
 from temporalio.api.enums.v1 import EventType as E
 from temporalio.api.history.v1 import HistoryEvent
 
+from perdure.history.core.apply import apply
 from perdure.history.core.state import Kind, State
 
 # What a workflow task itself makes, and what opens or closes a run. Everything else comes from outside.
@@ -104,6 +105,12 @@ def add(state: State, event: HistoryEvent) -> None:
     state.put(Kind.BUFFERED, run.buffered_sequence, blob)
 
 
+def hold(state: State, event: HistoryEvent) -> None:
+    """Applies an event of the server that belongs behind those that the step is still to make."""
+    apply(state, event)
+    add(state, event)
+
+
 def take(state: State) -> list[HistoryEvent]:
     """All of the buffer, in the order in which the events enter the history; the buffer is empty then."""
     events = [HistoryEvent.FromString(blob) for blob in state.buffered.values()]
@@ -112,6 +119,28 @@ def take(state: State) -> list[HistoryEvent]:
     run = state.run
     run.buffered_count = run.buffered_bytes = 0
     return [e for e in events if e.event_type not in _LAST] + [e for e in events if e.event_type in _LAST]
+
+
+def find(state: State, wanted: Callable[[HistoryEvent], bool]) -> tuple[int, HistoryEvent] | None:
+    """The first event in the buffer that is wanted, with its key."""
+    for key, blob in state.buffered.items():
+        event = HistoryEvent.FromString(blob)
+        if wanted(event):
+            return key, event
+    return None
+
+
+def take_out(state: State, event_type: E.ValueType, wanted: Callable[[HistoryEvent], bool]) -> HistoryEvent | None:
+    """Removes the first event of this type that is wanted: it never was."""
+    found = find(state, lambda e: e.event_type == event_type and wanted(e))
+    if found is None:
+        return None
+    key, event = found
+    run = state.run
+    run.buffered_count -= 1
+    run.buffered_bytes -= len(state.buffered[key])
+    state.remove(Kind.BUFFERED, key)
+    return event
 
 
 def assigned(state: State, event: HistoryEvent, opened: dict[int, int]) -> None:

@@ -35,7 +35,7 @@ class Completion:
     """The answer that is being worked through. completed_event_id: of its WorkflowTaskCompleted. started: attributes
     of the run's first event, loaded when a command needs them (see `needs_started`), None otherwise. eager: scheduled
     event ids of activities that the answer's worker wants at once, already started. had_buffered: events came in
-    while the task was started. closed: a command closed the run."""
+    while the task was started. after: to do once all commands are through. closed: a command closed the run."""
 
     txn: Txn
     request: RespondWorkflowTaskCompletedRequest
@@ -45,6 +45,7 @@ class Completion:
     closed: bool = False
     needs_workflow_task: bool = False
     eager: list[int] = field(default_factory=list[int])
+    after: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
     updates: Any = None  # the update room's part of this answer
 
     def close(self) -> None:
@@ -105,3 +106,5 @@ def run_commands(completion: Completion, commands: Sequence[Command]) -> None:
                 Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND, f"Unknown command type: {c.command_type}"
             )
         handler(completion, c)
+    for action in completion.after:
+        action()

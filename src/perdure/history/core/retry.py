@@ -8,13 +8,15 @@ from temporalio.api.common.v1 import RetryPolicy
 from temporalio.api.enums.v1 import RetryState, TimeoutType
 from temporalio.api.failure.v1 import Failure
 
-from perdure.clock import SECOND, from_duration, to_duration
+from perdure.clock import from_duration, to_duration
+from perdure.config.dynamic import RetryDefaults
 
 # By the names under which a policy's non-retryable types may list them.
 _RETRYABLE_TIMEOUTS: dict[int, str] = {
     TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE: "TemporalTimeout:StartToClose",
     TimeoutType.TIMEOUT_TYPE_HEARTBEAT: "TemporalTimeout:Heartbeat",
 }
+_DEFAULTS = RetryDefaults()
 _LONGEST = 10**18  # about 30 years: a wait beyond what can be counted is as good as this
 
 
@@ -74,16 +76,20 @@ def _retryable(failure: Failure, policy: RetryPolicy) -> bool:
     return True
 
 
-def with_defaults(policy: RetryPolicy, initial_interval: int = SECOND, maximum_factor: int = 100) -> RetryPolicy:
+def with_defaults(policy: RetryPolicy, defaults: RetryDefaults = _DEFAULTS) -> RetryPolicy:
     """A copy with what is not set filled in: 1 s, doubling, at most 100 times the first wait, no limit of attempts."""
     full = RetryPolicy()
     full.CopyFrom(policy)
     if not from_duration(full.initial_interval):
-        full.initial_interval.CopyFrom(to_duration(initial_interval))
+        full.initial_interval.CopyFrom(to_duration(defaults.initial_interval))
     if not full.backoff_coefficient:
-        full.backoff_coefficient = 2.0
+        full.backoff_coefficient = defaults.backoff_coefficient
     if not from_duration(full.maximum_interval):
-        full.maximum_interval.CopyFrom(to_duration(maximum_factor * from_duration(full.initial_interval)))
+        full.maximum_interval.CopyFrom(
+            to_duration(round(defaults.maximum_factor * from_duration(full.initial_interval)))
+        )
+    if not full.maximum_attempts:
+        full.maximum_attempts = defaults.maximum_attempts
     return full
 
 

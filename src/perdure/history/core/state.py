@@ -84,6 +84,8 @@ class RunState(msgspec.Struct, array_like=True):
     update_count: int = 0  # accepted in all
     binary_checksum: str = ""
     workflow_task_failures: int = 0  # since the last success
+    updates_admitted: int = 0  # by an event, and not accepted
+    updates_completed: int = 0
 
 
 class RunInfo(msgspec.Struct, array_like=True):
@@ -198,6 +200,7 @@ class Update(msgspec.Struct, array_like=True):
     accepted_event_id: int = 0
     completed_event_id: int = 0
     request_id: str = ""
+    admitted_event_id: int = 0  # 0: admitted in memory
 
 
 class RequestIdRecord(msgspec.Struct, array_like=True):
@@ -271,6 +274,7 @@ class State:
         "nexus_operations",
         "request_ids",
         "run",
+        "scheduled_events",
         "signal_requests",
         "timers",
         "updates",
@@ -283,6 +287,7 @@ class State:
         self.version = 0  # of the stored record; 0: not stored yet
         self.activities: dict[int, Activity] = {}  # by scheduled event id
         self.activity_ids: dict[str, int] = {}  # activity id -> scheduled event id; derived
+        self.scheduled_events: dict[int, HistoryEvent] = {}  # in memory only, of activities: saves reading them back
         self.timers: dict[str, Timer] = {}  # by timer id
         self.children: dict[int, Child] = {}  # by initiated event id
         self.external_cancels: dict[int, ExternalCancel] = {}
