@@ -648,6 +648,17 @@ async def test_backlog(store: Store) -> None:
         await store.delete_backlog(missing, 10)
 
 
+async def test_a_spooled_task_that_comes_after_a_delete_stays(store: Store) -> None:
+    await store.lease_task_queue(KEY)
+    await store.append_backlog(KEY, 1, [BacklogTask(level, b"") for level in range(1, 2001, 2)])
+    await store.delete_backlog(KEY, 1900)
+    await store.append_backlog(KEY, 1, [BacklogTask(1000, b"late")])
+    for i in range(20):
+        await store.put_document("kind", str(i), 0, b"")
+    assert await store.read_backlog(KEY, 0, 1) == [BacklogTask(1000, b"late")]
+    assert await store.count_backlog(KEY, 0) == 51
+
+
 async def test_a_level_that_exists_fails(store: Store) -> None:
     await store.lease_task_queue(KEY)
     await store.append_backlog(KEY, 1, [BacklogTask(1, b"first")])

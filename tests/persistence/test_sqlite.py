@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -219,39 +220,37 @@ async def test_a_migration_that_fails_changes_nothing(file: Path) -> None:
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_write_that_breaks_half_way_fails_alone(file: Path) -> None:
-    for path in (None, str(file)):
-        database = await open_database(path)
-        await database.migrate("test", ["CREATE TABLE test (a INTEGER PRIMARY KEY, b TEXT NOT NULL)"])
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [
+        ("INSERT INTO test VALUES (2000, NULL)", sqlite3.IntegrityError),
+        ("INSERT INTO missing VALUES (1)", Unavailable),
+        (ConditionFailed("late"), ConditionFailed),
+        (ZeroDivisionError(), ZeroDivisionError),
+    ],
+)
+async def test_a_write_that_breaks_half_way_fails_alone(
+    file: Path, in_memory: bool, failure: str | Exception, seen: type[Exception]
+) -> None:
+    database = await open_database(None if in_memory else str(file))
+    await database.migrate("test", ["CREATE TABLE test (a INTEGER PRIMARY KEY, b TEXT NOT NULL)"])
 
-        def insert(connection: sqlite3.Connection, at: int) -> int:
-            connection.execute("INSERT INTO test VALUES (?, 'good')", (at,))
-            return at
+    def insert(at: int, connection: sqlite3.Connection) -> int:
+        connection.execute("INSERT INTO test VALUES (?, 'text')", (at,))
+        if at == 5:
+            if isinstance(failure, Exception):
+                raise failure
+            connection.execute(failure)
+        return at
 
-        def breaks(connection: sqlite3.Connection, how: int) -> None:
-            connection.execute("INSERT INTO test VALUES (?, 'half')", (1000 + how,))
-            if how == 0:
-                connection.execute("INSERT INTO test VALUES (2000, NULL)")
-            if how == 1:
-                connection.execute("INSERT INTO missing VALUES (1)")
-            if how == 2:
-                raise ConditionFailed("late")
-            raise ZeroDivisionError
-
-        errors = [sqlite3.IntegrityError, Unavailable, ConditionFailed, ZeroDivisionError]
-        writes = [
-            database.write(lambda c, i=i: breaks(c, i // 5))
-            if i % 5 == 2
-            else database.write(lambda c, i=i: insert(c, i))
-            for i in range(20)
-        ]
-        outcomes = await asyncio.gather(*writes, return_exceptions=True)
-        good = [i for i in range(20) if i % 5 != 2]
-        assert [outcome for i, outcome in enumerate(outcomes) if i in good] == good
-        assert [type(outcome) for outcome in outcomes[2::5]] == errors
-        rows = await database.read(lambda c: c.execute("SELECT a FROM test ORDER BY a").fetchall())
-        assert [row[0] for row in rows] == good
-        await database.close()
+    writes = [database.write(partial(insert, at), heavy=at >= 8) for at in range(10)]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert isinstance(outcomes.pop(5), seen)
+    assert outcomes == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    rows = await database.read(lambda connection: connection.execute("SELECT a FROM test ORDER BY a").fetchall())
+    assert [row[0] for row in rows] == outcomes
+    await database.close()
 
 
 async def test_light_and_heavy_writes_keep_their_order(file: Path) -> None:
