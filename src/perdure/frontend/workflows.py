@@ -22,6 +22,7 @@ from temporalio.api.workflowservice.v1 import (
 
 from perdure.config.dynamic import (
     ENABLE_MULTI_OPERATION,
+    LONG_POLL_EXPIRATION,
     MAX_ID_LENGTH,
     SA_KEYS_LIMIT,
     SA_TOTAL_SIZE_LIMIT,
@@ -122,7 +123,8 @@ async def execute_multi_operation(
         failures[1], failed = e, True
     if failed:
         raise multi_operation_failed(_MULTI_OPERATION_FAILED, failures)
-    return await frontend.history.execute_multi_operation(namespace.id, request)
+    deadline = frontend.deadline(context, config.get(LONG_POLL_EXPIRATION, namespace.name))
+    return await frontend.history.execute_multi_operation(namespace.id, request, deadline)
 
 
 async def signal_workflow_execution(

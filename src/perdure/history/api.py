@@ -97,8 +97,10 @@ class HistoryClient(Protocol):
     ) -> SignalWithStartWorkflowExecutionResponse: ...
 
     async def execute_multi_operation(
-        self, namespace_id: str, request: ExecuteMultiOperationRequest
-    ) -> ExecuteMultiOperationResponse: ...
+        self, namespace_id: str, request: ExecuteMultiOperationRequest, deadline: int
+    ) -> ExecuteMultiOperationResponse:
+        """deadline: nanoseconds, until when to wait for the update."""
+        ...
 
     async def signal_workflow_execution(
         self,
@@ -202,7 +204,10 @@ class HistoryClient(Protocol):
 
     async def update_workflow_execution(
         self, namespace_id: str, request: UpdateWorkflowExecutionRequest, deadline: int
-    ) -> UpdateWorkflowExecutionResponse: ...
+    ) -> UpdateWorkflowExecutionResponse:
+        """deadline: nanoseconds. When it is the longest that the server lets one wait (LONG_POLL_EXPIRATION), the
+        answer tells then how far the update came; an earlier one is the caller's own, and ends in DEADLINE_EXCEEDED."""
+        ...
 
     async def poll_workflow_execution_update(
         self, namespace_id: str, request: PollWorkflowExecutionUpdateRequest, deadline: int

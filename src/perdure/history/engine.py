@@ -13,7 +13,11 @@ from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
+    ExecuteMultiOperationRequest,
+    ExecuteMultiOperationResponse,
     GetWorkflowExecutionHistoryRequest,
+    PollWorkflowExecutionUpdateRequest,
+    PollWorkflowExecutionUpdateResponse,
     QueryWorkflowRequest,
     QueryWorkflowResponse,
     RecordActivityTaskHeartbeatByIdRequest,
@@ -36,6 +40,8 @@ from temporalio.api.workflowservice.v1 import (
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
     TerminateWorkflowExecutionRequest,
+    UpdateWorkflowExecutionRequest,
+    UpdateWorkflowExecutionResponse,
 )
 
 from perdure.clock import SECOND, Clock
@@ -52,6 +58,7 @@ from perdure.history import (
     signal_calls,
     starts,
     timer_calls,
+    update_calls,
     visibility_tasks,
     workflow_task_calls,
 )
@@ -60,7 +67,6 @@ from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
 from perdure.history.queries import Queries
 from perdure.history.shard import RunContext, Services, Shard
-from perdure.history.updates import Updates
 from perdure.matching.api import MatchingClient, TaskRef
 from perdure.namespaces import Namespace, NamespaceRegistry
 from perdure.persistence.api import Store
@@ -103,7 +109,6 @@ class HistoryService:
         self.config = config
         self.namespaces = namespaces
         self.new_id = new_id
-        self.updates = Updates()
         self.queries = Queries(config)
         self.failures: Counter[str] = Counter()
         self._environments: dict[str, tuple[Namespace, Environment]] = {}
@@ -248,6 +253,21 @@ class HistoryService:
         self, namespace_id: str, request: QueryWorkflowRequest, deadline: int
     ) -> QueryWorkflowResponse:
         return await query_calls.query_workflow(self, namespace_id, request, deadline)
+
+    async def update_workflow_execution(
+        self, namespace_id: str, request: UpdateWorkflowExecutionRequest, deadline: int
+    ) -> UpdateWorkflowExecutionResponse:
+        return await update_calls.update_workflow(self, namespace_id, request, deadline)
+
+    async def poll_workflow_execution_update(
+        self, namespace_id: str, request: PollWorkflowExecutionUpdateRequest, deadline: int
+    ) -> PollWorkflowExecutionUpdateResponse:
+        return await update_calls.poll_update(self, namespace_id, request, deadline)
+
+    async def execute_multi_operation(
+        self, namespace_id: str, request: ExecuteMultiOperationRequest, deadline: int
+    ) -> ExecuteMultiOperationResponse:
+        return await update_calls.execute_multi_operation(self, namespace_id, request, deadline)
 
     # --- workflow tasks
 

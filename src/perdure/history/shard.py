@@ -108,8 +108,10 @@ class RunContext:
     def forget(self) -> None:
         """The state is no longer what the store has: load it again before the next use."""
         if self.state is not None:
+            # Those that have a row stay: the stored state still counts on them.
             for entry in self.state.live_timers.values():
-                entry.cancel()
+                if not entry.durable:
+                    entry.cancel()
         self.state = None
         self.tail.clear()
         self.tail_bytes = 0

@@ -20,7 +20,7 @@ from perdure.config import dynamic
 from perdure.errors import ServiceError
 from perdure.history.api import Poller
 from perdure.history.core import completion as commands
-from perdure.history.core import lifecycle, workflow_tasks
+from perdure.history.core import lifecycle, updates, workflow_tasks
 from perdure.history.core.completion import BadCommand, Completion
 from perdure.history.core.state import State, WorkflowTask
 from perdure.history.core.tasks import DispatchWorkflowTask, FirstWorkflowTask, TimeoutKind, WorkflowTaskTimeout
@@ -33,6 +33,8 @@ from perdure.tokens import WorkflowTaskToken
 
 if TYPE_CHECKING:
     from perdure.history.engine import HistoryService
+
+_MESSAGES_FIELD = 15
 
 
 # --- on its way to a worker ---
@@ -82,18 +84,38 @@ async def record_started(engine: HistoryService, shard: Shard, task: TaskRef, po
                 raise ServiceError(errors.Code.ALREADY_EXISTS, "Workflow task already started.")
             return await started_reply(engine, shard, context, pending, sticky)
         txn = shard.begin(context)
-        started = workflow_tasks.start(txn, poller.request_id, poller.identity, engine.updates.too_many(context))
+        if pending.speculative and not updates.to_send(context.memory):
+            workflow_tasks.discard_speculative(txn)
+            await shard.commit(context, txn)
+            engine.queries.task_gone(context)
+            raise errors.not_found("No messages for speculative workflow task.")
+        too_many_updates = updates.too_many(state, context.memory, txn.env)
+        started = workflow_tasks.start(txn, poller.request_id, poller.identity, too_many_updates)
         await shard.commit(context, txn)
         return await started_reply(engine, shard, context, started, sticky)
 
 
 async def started_reply(
-    engine: HistoryService, shard: Shard, context: RunContext, task: WorkflowTask, sticky: bool
+    engine: HistoryService,
+    shard: Shard,
+    context: RunContext,
+    task: WorkflowTask,
+    sticky: bool,
+    *,
+    heartbeat: bool = False,
 ) -> bytes:
     """The poll's reply for the started task, with the queries and update messages that go with it."""
     reply = await workflow_task_reply(shard, context, task, sticky)
-    extra = engine.updates.fields(context, task) + engine.queries.fields(context)
-    return b"".join((reply, *extra)) if extra else reply
+    if not context.memory:
+        return reply
+    messages = updates.messages(context.memory, task.started_event_id, again=not heartbeat)
+    return b"".join(
+        (
+            reply,
+            *(wire.bytes_field(_MESSAGES_FIELD, m.SerializeToString()) for m in messages),
+            *engine.queries.fields(context),
+        )
+    )
 
 
 # --- the answer ---
@@ -141,16 +163,17 @@ async def respond_completed(
             raise
         if bad is not None:
             speculative, original_attempt = task.speculative, task.attempt
+            live = updates.registry(context.memory)
+            if live is not None:
+                live.answer_refused()
             shard.abandon(context, txn)
-            engine.updates.task_failed(context)
             if original_attempt > 1 and bad.cause != Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND:
                 # It keeps failing: its timeout retries it, which is slower than an answer would be.
                 raise errors.invalid_argument(bad.message)
-            await _fail_answer(engine, shard, context, token, task, request, bad, speculative)
-            return b""
+            await _fail_answer(shard, context, token, task, request, bad, speculative)
+            raise errors.invalid_argument(bad.message)
         assert answer is not None
         await shard.commit(context, txn)
-        engine.updates.completed(context)
         engine.queries.completed(context, request)
         return await _reply(engine, shard, context, request, answer)
 
@@ -189,7 +212,8 @@ def _apply(
         workflow_tasks.clear_sticky(txn)
         workflow_tasks.schedule(txn)
         return answer
-    if task.speculative and engine.updates.discardable(context, txn, task, request):
+    started_event_id = task.started_event_id
+    if task.speculative and updates.discardable(txn, request):
         answer.reset_event_id = run.last_started_event_id
         workflow_tasks.discard_speculative(txn)
         txn.dirty = False
@@ -204,31 +228,33 @@ def _apply(
         run.sticky_queue = ""
         run.sticky_timeout = 0
     work = Completion(txn, request, completed_event_id, started, had_buffered)
-    work.updates = engine.updates.begin(context, txn, request, completed_event_id)
+    update_answer = None
+    if request.messages or context.memory or run.updates_admitted:
+        update_answer = work.updates = updates.Answer(context.memory, work, request.messages)
     commands.run_commands(work, request.commands)
-    engine.updates.end(work)
+    if update_answer is not None:
+        update_answer.finish(started_event_id, heartbeat=request.force_create_new_workflow_task)
     answer.eager = work.eager
     if not state.open:
         return answer
-    wanted = request.force_create_new_workflow_task or had_buffered or work.needs_workflow_task
-    new_updates = engine.updates.waiting(context)
+    wanted = request.force_create_new_workflow_task or work.had_buffered or work.needs_workflow_task
+    new_updates = update_answer is not None and update_answer.waiting()
     if run.workflow_task is None and (wanted or run.buffered_count or new_updates):
         inline = request.return_new_workflow_task
         workflow_tasks.schedule(
             txn,
             dispatch=not inline,
             original_scheduled_time=task.original_scheduled_time if heartbeat else 0,
-            speculative=bool(new_updates) and inline and not wanted,
+            speculative=new_updates and inline and not wanted,
         )
         if inline:
             answer.new_task = workflow_tasks.start(
-                txn, txn.env.new_id(), request.identity, engine.updates.too_many(context)
+                txn, txn.env.new_id(), request.identity, updates.too_many(state, context.memory, txn.env)
             )
     return answer
 
 
 async def _fail_answer(
-    engine: HistoryService,
     shard: Shard,
     context: RunContext,
     token: WorkflowTaskToken,
@@ -266,7 +292,9 @@ async def _reply(
     parts: list[bytes] = []
     if answer.new_task is not None:
         sticky = bool(request.sticky_attributes.worker_task_queue.name)
-        parts.append(wire.bytes_field(1, await started_reply(engine, shard, context, answer.new_task, sticky)))
+        heartbeat = request.force_create_new_workflow_task
+        reply = await started_reply(engine, shard, context, answer.new_task, sticky, heartbeat=heartbeat)
+        parts.append(wire.bytes_field(1, reply))
     for scheduled_event_id in answer.eager:
         parts.append(wire.bytes_field(2, await engine.activity_reply(shard, context, scheduled_event_id)))
     parts.append(wire.int_field(3, answer.reset_event_id))
@@ -290,7 +318,6 @@ async def respond_failed(engine: HistoryService, namespace_id: str, request: Res
             worker_version=request.worker_version if request.HasField("worker_version") else None,
         )
         workflow_tasks.schedule(txn)
-        engine.updates.task_failed(context)
         await shard.commit(context, txn)
 
 
@@ -315,7 +342,6 @@ async def time_out(engine: HistoryService, shard: Shard, task: WorkflowTaskTimeo
             txn = shard.begin(context)
             workflow_tasks.time_out(txn, TimeoutKind(task.kind))
             workflow_tasks.schedule(txn)
-            engine.updates.task_failed(context)
             await shard.commit(context, txn)
     except ServiceError as e:
         if e.code != errors.Code.NOT_FOUND:

@@ -30,6 +30,11 @@ class Entry:
         self.task: Task | None = task
         self.canceled = False
 
+    @property
+    def durable(self) -> bool:
+        """It has a row."""
+        return self.task_id > 0
+
     def cancel(self) -> None:
         self.canceled = True
         self.task = None
