@@ -1,0 +1,208 @@
+"""The program `perdure`. Only arguments are read here; each command imports what it needs when it runs, so that
+`perdure --help` costs next to nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from perdure import __version__
+
+USAGE_ERROR = 2
+
+
+# Both are what flags are added to.
+_Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
+
+
+class CommandError(Exception):
+    """Ends the program with its message as one line on standard error."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        # No abbreviations: a flag that is added later must not change what a script means.
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _flag(text: str) -> bool:
+    """Switches may be written --headless or --headless=true."""
+    if text.lower() in ("true", "1", "t"):
+        return True
+    if text.lower() in ("false", "0", "f"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _switch(parser: _Flags, *names: str, help: str) -> None:
+    parser.add_argument(*names, nargs="?", const=True, default=False, type=_flag, metavar="BOOL", help=help)
+
+
+def _repeated(parser: _Flags, *names: str, type: Any, metavar: str, help: str) -> None:
+    parser.add_argument(*names, action="append", default=[], type=type, metavar=metavar, help=help)
+
+
+def _global_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of every command, before or after its name. Where a default would be, there is nothing, so that the inner
+    parser does not undo what the outer one read."""
+    group = parser.add_argument_group("global flags")
+    absent = argparse.SUPPRESS
+    group.add_argument(
+        "--log-level",
+        default=absent,
+        choices=("debug", "info", "warn", "warning", "error", "fatal", "never"),
+        help="what is logged to standard error (default: warn)",
+    )
+    group.add_argument(
+        "--log-format", default=absent, choices=("text", "json", "pretty"), help="how (default: text, which is UTC)"
+    )
+    group.add_argument("--color", default=absent, choices=("always", "never", "auto"), help="for --log-format pretty")
+    # Flags that Temporal's CLI has for every command, and that say nothing to a server: taken and ignored, so that
+    # scripts and test environments need no change.
+    for name in (
+        "--env",
+        "--env-file",
+        "--profile",
+        "--config-file",
+        "--command-timeout",
+        "--client-connect-timeout",
+        "--time-format",
+    ):
+        group.add_argument(name, default=absent, help=argparse.SUPPRESS)
+    group.add_argument("-o", "--output", default=absent, help=argparse.SUPPRESS)
+    for name in ("--disable-config-file", "--disable-config-env", "--no-json-shorthand-payloads"):
+        group.add_argument(name, nargs="?", const=True, default=absent, type=_flag, help=argparse.SUPPRESS)
+
+
+def _server_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--port", type=_port, default=7233, help="of the gRPC API (default: 7233; 0: a free one)")
+    parser.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--metrics-port", type=_port, help="serve Prometheus metrics there (default: none)")
+    _repeated(
+        parser,
+        "-n",
+        "--namespace",
+        type=str,
+        metavar="NAME",
+        help="a namespace to create when it is missing, besides `default`; may be repeated",
+    )
+    _repeated(
+        parser,
+        "--search-attribute",
+        type=_assignment,
+        metavar="NAME=TYPE",
+        help="a search attribute of those namespaces: Text, Keyword, Int, Double, Bool, Datetime or KeywordList",
+    )
+    _repeated(
+        parser,
+        "--dynamic-config-value",
+        type=str,
+        metavar="KEY=JSON",
+        help="a dynamic setting under Temporal's key; strings need their quotes: KEY='\"10s\"'",
+    )
+    _repeated(
+        parser, "--sqlite-pragma", type=_assignment, metavar="KEY=VALUE", help="a pragma of the SQLite connections"
+    )
+    _switch(parser, "--log-config", help="log the configuration in force at start")
+
+
+def _start_dev(commands: Any) -> None:
+    parser = commands.add_parser(
+        "start-dev",
+        help="start a server for development and tests, in memory unless --db-filename is given",
+        description="Starts a server for development and tests. It forgets everything when it stops, unless "
+        "--db-filename is given.",
+    )
+    _server_flags(parser)
+    parser.add_argument("-f", "--db-filename", default="", metavar="FILE", help="keep everything in this SQLite file")
+    parser.add_argument("--http-port", type=_port, default=0, help="accepted; there is no HTTP API yet")
+    ui = parser.add_argument_group("web interface (accepted; there is none yet)")
+    _switch(ui, "--headless", help="without the web interface")
+    ui.add_argument("--ui-port", type=_port, default=0)
+    for name in ("--ui-ip", "--ui-asset-path", "--ui-codec-endpoint", "--ui-public-path"):
+        ui.add_argument(name, default="")
+    _switch(ui, "--ui-disable-news-fetch", help=argparse.SUPPRESS)
+    _global_flags(parser)
+    parser.set_defaults(run="start_dev")
+
+
+def _start(commands: Any) -> None:
+    parser = commands.add_parser(
+        "start",
+        help="start the durable server",
+        description="Starts the durable server. Without flags it listens on this machine only, and keeps everything in "
+        "a SQLite file in the user's data directory; it says where.",
+    )
+    _server_flags(parser)
+    parser.add_argument("--db", default="", metavar="FILE", help="the SQLite file (default: in the data directory)")
+    _global_flags(parser)
+    parser.set_defaults(run="start")
+
+
+def _cluster_health(commands: Any) -> None:
+    parser = commands.add_parser("health", help="ask a server whether it serves; exits 0 when it does")
+    parser.add_argument("--address", default="127.0.0.1:7233", help="(default: 127.0.0.1:7233)")
+    _global_flags(parser)
+    parser.set_defaults(run="health")
+
+
+def _commands(parser: argparse.ArgumentParser) -> Any:
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def parser() -> argparse.ArgumentParser:
+    root = _Parser(prog="perdure", description="A durable execution server, wire-compatible with the Temporal API.")
+    root.add_argument("-v", "--version", action="version", version=f"perdure {__version__}")
+    _global_flags(root)
+    commands = _commands(root)
+    server = _commands(commands.add_parser("server", help="start a server"))
+    _start_dev(server)
+    _start(server)
+    operator = _commands(commands.add_parser("operator", help="look after a server"))
+    _cluster_health(_commands(operator.add_parser("cluster", help="of the whole")))
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 when the command failed, 2 when it was called wrongly."""
+    # Until a server looks after signals itself, they end the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    arguments = parser().parse_args(argv)
+    # What goes wrong in grpc's core reaches us as an error; on standard error it would only be noise.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        if arguments.run == "health":
+            from perdure.cli import health
+
+            return health.run(arguments)
+        from perdure.cli import server
+
+        return server.start_dev(arguments) if arguments.run == "start_dev" else server.start(arguments)
+    except CommandError as e:
+        line = " ".join(str(e).split())
+        print(f"perdure: error: {line}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Static configuration: what a server is started with, and what cannot change while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from perdure.clock import DAY
+from perdure.config.dynamic import DynamicConfig
+
+DEFAULT_SHARDS = 4
+
+
+@dataclass(slots=True)
+class ServerConfig:
+    """All services in one process, over SQLite.
+
+    host: address to listen on. port: 0 takes a free one. database: path of the file, created when it is missing; None:
+    in memory. sqlite_pragmas: over the store's own. namespaces: created when they are missing, with `retention`
+    (nanoseconds) and `search_attributes` (name to IndexedValueType). shards: None takes what the database was made
+    with, and `DEFAULT_SHARDS` for a new one. dynamic: settings that may change while the server runs. metrics_port:
+    None for no metrics, 0 for a free port."""
+
+    host: str = "127.0.0.1"
+    port: int = 7233
+    database: str | None = None
+    sqlite_pragmas: dict[str, str] = field(default_factory=dict[str, str])
+    namespaces: list[str] = field(default_factory=lambda: ["default"])
+    retention: int = 3 * DAY
+    search_attributes: dict[str, int] = field(default_factory=dict[str, int])
+    shards: int | None = None
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    metrics_port: int | None = None
