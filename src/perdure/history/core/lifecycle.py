@@ -28,7 +28,7 @@ from temporalio.api.workflow.v1 import VersioningOverride
 
 from perdure.clock import SECOND, from_duration, from_timestamp, to_duration, to_timestamp
 from perdure.history.api import ParentLink
-from perdure.history.core import workflow_tasks
+from perdure.history.core import buffering, workflow_tasks
 from perdure.history.core.apply import applies
 from perdure.history.core.state import Kind, RequestIdRecord, RunInfo, RunState, State
 from perdure.history.core.tasks import (
@@ -303,6 +303,8 @@ def _close(txn: Txn, event: HistoryEvent) -> None:
     for key in state.live_timers:
         txn.cancel_timer(key)
     txn.timers = [t for t in txn.timers if t.key is None]
+    if state.buffered:
+        buffering.take(state)  # made by the very answer that closes the run: nobody will see it
     txn.task(CloseExecution())
     txn.task(UpsertVisibility())
     txn.timer(None, txn.now + txn.env.retention, DeleteAfterRetention())
