@@ -16,6 +16,11 @@ _RETRYABLE_TIMEOUTS: dict[int, str] = {
     TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE: "TemporalTimeout:StartToClose",
     TimeoutType.TIMEOUT_TYPE_HEARTBEAT: "TemporalTimeout:Heartbeat",
 }
+_TIMEOUTS = frozenset(
+    name
+    for constant in TimeoutType.keys()[1:]
+    for name in (constant, constant.removeprefix("TIMEOUT_TYPE_").title().replace("_", ""))
+)
 _DEFAULTS = RetryDefaults()
 _LONGEST = 10**18  # about 30 years: a wait beyond what can be counted is as good as this
 
@@ -108,4 +113,8 @@ def invalid(policy: RetryPolicy) -> str | None:
         return "MaximumInterval cannot be less than InitialInterval on retry policy."
     if policy.maximum_attempts < 0:
         return "MaximumAttempts cannot be negative on retry policy."
+    for kind in policy.non_retryable_error_types:
+        name = kind.removeprefix("TemporalTimeout:")
+        if name != kind and name not in _TIMEOUTS:
+            return f"Invalid timeout type value: {name}."
     return None
