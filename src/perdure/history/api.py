@@ -76,7 +76,7 @@ class ParentLink(msgspec.Struct, array_like=True):
 
 class ChildOutcome(msgspec.Struct, array_like=True):
     """How a child ended, told to its parent's shard. close_event: the serialized closing HistoryEvent of the last run
-    of the child."""
+    of the child. child_run_id: of that run. child_first_run_id: of the run that the parent started."""
 
     parent_initiated_event_id: int
     child_namespace: str
@@ -84,6 +84,7 @@ class ChildOutcome(msgspec.Struct, array_like=True):
     child_run_id: str
     child_workflow_type: str
     close_event: bytes
+    child_first_run_id: str = ""
 
 
 class HistoryClient(Protocol):

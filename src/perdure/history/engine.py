@@ -50,7 +50,9 @@ from perdure.config.dynamic import DynamicConfig
 from perdure.errors import ServiceError
 from perdure.history import (
     activity_calls,
+    child_calls,
     executors,
+    external_calls,
     query_calls,
     reads,
     removal,
@@ -62,7 +64,7 @@ from perdure.history import (
     visibility_tasks,
     workflow_task_calls,
 )
-from perdure.history.api import ParentLink, Poller
+from perdure.history.api import ChildOutcome, ParentLink, Poller
 from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
 from perdure.history.queries import Queries
@@ -75,6 +77,8 @@ from perdure.visibility.api import VisibilityStore
 log = logging.getLogger("perdure.history")
 
 _TASK_ROOMS = (
+    child_calls,
+    external_calls,
     removal,
     run_timeouts,
     timer_calls,
@@ -192,6 +196,9 @@ class HistoryService:
 
     async def schedule_first_workflow_task(self, namespace_id: str, execution: WorkflowExecution) -> None:
         await starts.schedule_first_workflow_task(self, namespace_id, execution.workflow_id, execution.run_id)
+
+    async def record_child_closed(self, namespace_id: str, parent: WorkflowExecution, outcome: ChildOutcome) -> None:
+        await child_calls.record_closed(self, namespace_id, parent, outcome)
 
     async def signal_workflow_execution(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perdure.errors import Code, ServiceError
 from perdure.history.core.tasks import Task
 
 if TYPE_CHECKING:
@@ -34,4 +35,8 @@ def executes(
 
 
 async def execute(engine: HistoryService, shard: Shard, task: Task) -> None:
-    await _handlers[type(task)](engine, shard, task)
+    try:
+        await _handlers[type(task)](engine, shard, task)
+    except ServiceError as error:
+        if error.code != Code.NOT_FOUND:
+            raise

@@ -15,13 +15,13 @@ from temporalio.api.workflowservice.v1 import (
 
 from perdure import errors
 from perdure.history import calls
-from perdure.history.core import cancellation, endings, lifecycle, signals
+from perdure.history.core import cancellation, endings, lifecycle, markers, signals
 from perdure.history.core.state import State
 
 if TYPE_CHECKING:
     from perdure.history.engine import HistoryService
 
-_COMMANDS = (endings,)  # imported for the commands that it registers
+_COMMANDS = (endings, markers)  # imported for the commands that they register
 
 
 async def signal(

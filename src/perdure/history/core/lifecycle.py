@@ -305,7 +305,8 @@ def _close(txn: Txn, event: HistoryEvent) -> None:
     txn.timers = [t for t in txn.timers if t.key is None]
     if state.buffered:
         buffering.take(state)  # made by the very answer that closes the run: nobody will see it
-    txn.task(CloseExecution())
+    if state.children or (state.info.parent_workflow_id and not state.info.new_run_id):
+        txn.task(CloseExecution())
     txn.task(UpsertVisibility())
     txn.timer(None, txn.now + txn.env.retention, DeleteAfterRetention())
 

@@ -177,10 +177,8 @@ class Child(msgspec.Struct, array_like=True):
     workflow_type: str
     parent_close_policy: int
     create_request_id: str
-    started_event_id: int = 0  # 0: not known to have started
-    run_id: str = ""
-    priority_proto: bytes = b""
-    started_buffered: bool = False  # ChildWorkflowExecutionStarted waits in the buffer
+    started_event_id: int = 0  # 0: not known to have started, or ChildWorkflowExecutionStarted waits in the buffer
+    run_id: str = ""  # of its first run, "" as long as it is not known to have started
 
 
 class ExternalCancel(msgspec.Struct, array_like=True):

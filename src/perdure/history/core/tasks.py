@@ -57,7 +57,7 @@ class SignalExternal(Task, tag="s"):
 
 
 class CloseExecution(Task, tag="z"):
-    """Tell the parent, apply the parent-close policy to the children."""
+    """Tell the parent, apply the parent-close policy to the children: of a run that has one or the other."""
 
 
 class DeleteExecution(Task, tag="d"):
