@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from perdure.history.core import tasks
 from perdure.history.core.tasks import Task
@@ -35,7 +36,7 @@ class ImmediateQueue:
         self._retrying = retrying
         self._concurrency = concurrency
         self._outstanding: dict[int, None] = {}  # ids in ascending order: reserved, waiting or running
-        self._waiting: deque[tuple[int, Task]] = deque()
+        self._waiting: deque[tuple[int, Task, Attempts | None]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._highest = 0
         self._deleted = 0
@@ -52,20 +53,20 @@ class ImmediateQueue:
     def release(self, task_id: int) -> None:
         self._outstanding.pop(task_id, None)
 
-    def start(self, task_id: int, task: Task) -> None:
+    def start(self, task_id: int, task: Task, attempts: Attempts | None = None) -> None:
         if self._stopped:
             return
         if len(self._running) < self._concurrency:
-            self._spawn(task_id, task)
+            self._spawn(task_id, task, attempts)
         else:
-            self._waiting.append((task_id, task))
+            self._waiting.append((task_id, task, attempts))
 
     def start_unrecorded(self, task: Task) -> None:
         """A task without a row."""
         self.start(0, task)
 
-    def _spawn(self, task_id: int, task: Task) -> None:
-        running = asyncio.ensure_future(self._run(task_id, task))
+    def _spawn(self, task_id: int, task: Task, attempts: Attempts | None) -> None:
+        running = asyncio.ensure_future(self._run(task_id, task, attempts))
         self._running.add(running)
         running.add_done_callback(self._ended)
 
@@ -74,18 +75,17 @@ class ImmediateQueue:
         while self._waiting and len(self._running) < self._concurrency and not self._stopped:
             self._spawn(*self._waiting.popleft())
 
-    async def _run(self, task_id: int, task: Task) -> None:
-        attempts: Attempts | None = None
-        while not self._stopped:
-            try:
-                await self._handler(task)
-                break
-            except Exception as error:
-                attempts = attempts or self._retrying.begin(self._category, task)
-                if await attempts.failed(error):
-                    break
-        else:
-            return
+    async def _run(self, task_id: int, task: Task, attempts: Attempts | None) -> None:
+        try:
+            await self._handler(task)
+        except Exception as error:
+            attempts = attempts or self._retrying.begin(self._category, task)
+            wait = await attempts.failed(error)
+            if wait is not None:
+                # Out of the way of the others meanwhile; it stays outstanding, so its row stays.
+                clock = self._retrying.clock
+                clock.call_at(clock.now() + wait, partial(self.start, task_id, task, attempts))
+                return
         self._outstanding.pop(task_id, None)
 
     async def recover(self) -> None:

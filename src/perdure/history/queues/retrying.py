@@ -66,8 +66,8 @@ class Attempts:
     unexpected: int = 0
     count: int = 0
 
-    async def failed(self, error: Exception) -> bool:
-        """Waits before the next attempt. True: there is none, the task is set aside."""
+    async def failed(self, error: Exception) -> int | None:
+        """Nanoseconds to wait before the next attempt. None: there is none, the task is set aside."""
         self.count += 1
         retrying = self.of
         passing = isinstance(error, StoreError) or (isinstance(error, ServiceError) and error.code in _PASSING)
@@ -89,9 +89,7 @@ class Attempts:
             if self.unexpected >= _UNEXPECTED_ATTEMPTS:
                 try:
                     await retrying.store.enqueue(dead_letters(self.category), tasks.encode(task))
-                    return True
+                    return None
                 except StoreError:
                     pass  # cannot be set aside now: keep trying
-        wait = min(_LONGEST_WAIT, _FIRST_WAIT << min(self.count - 1, 20))
-        await retrying.clock.sleep(wait)
-        return False
+        return min(_LONGEST_WAIT, _FIRST_WAIT << min(self.count - 1, 20))

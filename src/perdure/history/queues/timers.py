@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from perdure.clock import SECOND, Clock, TimerHandle
 from perdure.history.core import tasks
@@ -22,12 +23,13 @@ _LAST_ID = 2**62
 class Entry:
     """A timer in memory. `cancel` makes it void without a search: it is dropped when its time comes."""
 
-    __slots__ = ("canceled", "fire_time", "task", "task_id")
+    __slots__ = ("attempts", "canceled", "fire_time", "task", "task_id")
 
     def __init__(self, fire_time: int, task_id: int, task: Task) -> None:
         self.fire_time = fire_time
         self.task_id = task_id
         self.task: Task | None = task
+        self.attempts: Attempts | None = None
         self.canceled = False
 
     @property
@@ -134,10 +136,15 @@ class TimerQueue:
                 return  # goes on when one ends
             heapq.heappop(heap)
             self._active[entry.task_id] = entry.fire_time
-            running = asyncio.ensure_future(self._run(entry))
-            self._running.add(running)
-            running.add_done_callback(self._ended)
+            self._spawn(entry)
         self._schedule_wake()
+
+    def _spawn(self, entry: Entry) -> None:
+        if self._stopped:
+            return
+        running = asyncio.ensure_future(self._run(entry))
+        self._running.add(running)
+        running.add_done_callback(self._ended)
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         full = len(self._running) >= self._concurrency
@@ -146,20 +153,17 @@ class TimerQueue:
             self._fire()
 
     async def _run(self, entry: Entry) -> None:
-        attempts: Attempts | None = None
-        while not self._stopped:
-            task = entry.task
-            if task is None:  # canceled meanwhile
-                break
+        task = entry.task
+        if task is not None:  # else it was canceled meanwhile
             try:
                 await self._handler(task)
-                break
             except Exception as error:
-                attempts = attempts or self._retrying.begin(TaskCategory.TIMER, task)
-                if await attempts.failed(error):
-                    break
-        else:
-            return
+                entry.attempts = entry.attempts or self._retrying.begin(TaskCategory.TIMER, task)
+                wait = await entry.attempts.failed(error)
+                if wait is not None:
+                    # Out of the way of the others meanwhile; it stays active, so its row stays.
+                    self._clock.call_at(self._clock.now() + wait, partial(self._spawn, entry))
+                    return
         self._active.pop(entry.task_id, None)
         self._known.discard(entry.task_id)
 
