@@ -43,13 +43,9 @@ const window = 20 // activities around the 10th, and around the 1000th
 // runGrowth reports the mean time from one activity to the next around the 10th and around the last, each the median
 // of its means in n workflows run one after the other.
 func runGrowth(c client.Client, tq string, n, activities, payload, pid int) {
-	var early, late, ratio []float64
-	failed := 0
-	cpu0 := cpuSeconds(pid)
-	t0 := time.Now()
-	for i := 0; i < n; i++ {
+	one := func(id string, activities int) error {
 		ticks.at = nil
-		opts := client.StartWorkflowOptions{ID: fmt.Sprintf("%s-growth-%d", tq, i), TaskQueue: tq}
+		opts := client.StartWorkflowOptions{ID: fmt.Sprintf("%s-%s", tq, id), TaskQueue: tq}
 		r, err := c.ExecuteWorkflow(context.Background(), opts, Growth, activities, make([]byte, payload))
 		if err == nil {
 			err = r.Get(context.Background(), nil)
@@ -57,7 +53,17 @@ func runGrowth(c client.Client, tq string, n, activities, payload, pid int) {
 		if err == nil && len(ticks.at) != activities {
 			err = fmt.Errorf("%d activities ran, not %d", len(ticks.at), activities)
 		}
-		if err != nil {
+		return err
+	}
+	if err := one("warm", 50); err != nil {
+		log.Fatal(err)
+	}
+	var early, late []float64
+	failed := 0
+	cpu0 := cpuSeconds(pid)
+	t0 := time.Now()
+	for i := 0; i < n; i++ {
+		if err := one(fmt.Sprintf("growth-%d", i), activities); err != nil {
 			log.Println("failure:", err)
 			failed++
 			continue
@@ -65,22 +71,21 @@ func runGrowth(c client.Client, tq string, n, activities, payload, pid int) {
 		mean := func(first int) float64 {
 			return float64(ticks.at[first+window].Sub(ticks.at[first]).Microseconds()) / 1000 / window
 		}
-		e, l := mean(0), mean(activities-window-1)
-		early, late, ratio = append(early, e), append(late, l), append(ratio, l/e)
+		early, late = append(early, mean(0)), append(late, mean(activities-window-1))
 	}
 	el := time.Since(t0).Seconds()
 	cpu := cpuSeconds(pid) - cpu0
 	json.NewEncoder(os.Stdout).Encode(map[string]any{
 		"n": n, "c": 1, "activities": activities, "failed": failed, "seconds": el, "per_s": float64(n-failed) / el,
-		"early_ms": median(early), "late_ms": median(late), "late_to_early": median(ratio),
+		"early_ms": median(early), "late_ms": median(late), "late_to_early": median(late) / median(early),
 		"server_cpu_ms_per_workflow": 1000 * cpu / float64(max(1, n-failed)), "server_peak_rss_mb": peakRSS(pid),
 	})
 }
 
 func median(values []float64) float64 {
 	if len(values) == 0 {
-		return 0
+		return -1
 	}
 	sort.Float64s(values)
-	return values[len(values)/2]
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }
