@@ -26,6 +26,7 @@ from perdure.history.core import activities, endings  # noqa: F401  (endings: th
 from perdure.history.core.completion import BadCommand
 from perdure.history.core.tasks import DispatchActivity, TimeoutKind
 
+LATE = activities.GRACE / SECOND
 SCHEDULED = 5  # event id of the first activity of an answer
 
 
@@ -416,13 +417,13 @@ def test_a_large_failure_is_kept_short_but_told_in_full() -> None:
 
 def test_an_attempt_that_does_not_answer_is_tried_again() -> None:
     run = started(policy(schedule_activity(start_to_close=10), maximum_attempts=2))
-    run.advance(10)
+    run.advance(10 + LATE)
     assert run.activity().attempt == 2
     assert info(run).last_failure.message == "activity StartToClose timeout"
     run.advance(1)
     run.start_activity()
     heartbeat(run)
-    run.advance(10)
+    run.advance(10 + LATE)
     out = run.last("ActivityTaskTimedOut")
     assert out.retry_state == RetryState.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED
     assert out.failure.message == "activity StartToClose timeout"
@@ -436,7 +437,7 @@ def test_an_attempt_that_does_not_answer_is_tried_again() -> None:
 
 def test_a_kind_of_timeout_may_be_final() -> None:
     run = started(policy(schedule_activity(), non_retryable_error_types=["TemporalTimeout:StartToClose"]))
-    run.advance(10)
+    run.advance(10 + LATE)
     assert run.last("ActivityTaskTimedOut").retry_state == RetryState.RETRY_STATE_NON_RETRYABLE_FAILURE
 
 
@@ -497,7 +498,7 @@ def test_its_whole_time_is_over_while_it_waits_for_the_next_attempt() -> None:
 
 def test_an_attempt_times_out_with_no_time_for_another() -> None:
     run = started(schedule_activity(schedule_to_close=5, start_to_close=4.5))
-    run.advance(4.5)
+    run.advance(4.5 + LATE)
     out = run.last("ActivityTaskTimedOut")
     assert out.failure.timeout_failure_info.timeout_type == TimeoutType.TIMEOUT_TYPE_SCHEDULE_TO_CLOSE
     assert out.retry_state == RetryState.RETRY_STATE_TIMEOUT
@@ -510,7 +511,7 @@ def test_heartbeats_keep_an_attempt_alive_and_make_no_timers() -> None:
         heartbeat(run)
     assert run.activity().attempt == 1
     assert len(run.fired) == 6  # too early each time, and armed anew: once a heartbeat timeout, not once a heartbeat
-    run.advance(1.999)
+    run.advance(1.999 + LATE)
     assert run.activity().attempt == 1
     run.advance(0.001)
     assert run.activity().attempt == 2
@@ -521,7 +522,7 @@ def test_heartbeats_keep_an_attempt_alive_and_make_no_timers() -> None:
 
 def test_an_attempt_without_any_heartbeat_times_out() -> None:
     run = started(policy(schedule_activity(start_to_close=100, heartbeat=2), maximum_attempts=1))
-    run.advance(2)
+    run.advance(2 + LATE)
     out = run.last("ActivityTaskTimedOut")
     assert out.failure.timeout_failure_info.timeout_type == TimeoutType.TIMEOUT_TYPE_HEARTBEAT
     assert not run.timers
@@ -532,7 +533,7 @@ def test_a_heartbeat_timer_that_fires_twice_is_armed_once() -> None:
     (timer,) = [task for key, (_, task) in run.timers.items() if key[-1] == TimeoutKind.HEARTBEAT]
     run.advance(1)
     heartbeat(run)
-    run.advance(1)
+    run.advance(1 + LATE)
     armed = dict(run.timers)
     run.fire(timer)
     assert run.timers == armed
@@ -544,7 +545,7 @@ def test_a_heartbeat_of_an_earlier_attempt_does_not_count() -> None:
     fail(run)
     run.advance(1)
     run.start_activity()
-    run.advance(1.999)
+    run.advance(1.999 + LATE)
     assert run.activity().attempt == 2
     run.advance(0.001)
     assert run.activity().attempt == 3

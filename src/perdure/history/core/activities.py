@@ -20,7 +20,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
-from perdure.clock import SECOND, from_duration, from_timestamp, to_duration, to_timestamp
+from perdure.clock import MILLISECOND, SECOND, from_duration, from_timestamp, to_duration, to_timestamp
 from perdure.config import dynamic
 from perdure.history.core import attributes, buffering, retry, workflow_tasks
 from perdure.history.core.apply import applies
@@ -31,6 +31,9 @@ from perdure.history.core.tasks import ActivityRetry, ActivityTimeout, DispatchA
 from perdure.history.core.txn import TimerKey, Txn
 
 _KEPT_EVENT_BYTES = 64 * 1024
+# A worker has its task a little later than the start is recorded, and its answer is a little on its way: what limits an
+# attempt is enforced this much later, so that a worker which is just in time by its own clock is not too late.
+GRACE = 100 * MILLISECOND
 _TIMEOUT_NAMES = {
     TimeoutKind.START_TO_CLOSE: "StartToClose",
     TimeoutKind.SCHEDULE_TO_START: "ScheduleToStart",
@@ -218,6 +221,18 @@ def _expiration(activity: Activity) -> int:
     return activity.first_scheduled_time + activity.schedule_to_close if activity.schedule_to_close else 0
 
 
+def _close_deadline(activity: Activity) -> int:
+    """Of the started attempt, 0 for none."""
+    return activity.started_time + activity.start_to_close + GRACE if activity.start_to_close else 0
+
+
+def _heartbeat_deadline(activity: Activity) -> int:
+    """Of the started attempt, 0 for none."""
+    if not activity.heartbeat:
+        return 0
+    return max(activity.started_time, activity.heartbeat_time) + activity.heartbeat + GRACE
+
+
 def _arm(txn: Txn, activity: Activity, kind: TimeoutKind, deadline: int) -> None:
     txn.timer(
         _key(activity, kind),
@@ -245,14 +260,13 @@ def _await_close(txn: Txn, activity: Activity) -> None:
     """Arms what limits a started attempt."""
     txn.cancel_timer(_key(activity, TimeoutKind.SCHEDULE_TO_START))
     expiration = _expiration(activity)
-    deadline = activity.started_time + activity.start_to_close
-    if activity.start_to_close and (not expiration or deadline <= expiration):
+    deadline = _close_deadline(activity)
+    if deadline and (not expiration or deadline <= expiration):
         _arm(txn, activity, TimeoutKind.START_TO_CLOSE, deadline)
-    if activity.heartbeat:
-        deadline = activity.started_time + activity.heartbeat
-        if not expiration or deadline <= expiration:
-            activity.heartbeat_timer_armed = deadline
-            _arm(txn, activity, TimeoutKind.HEARTBEAT, deadline)
+    deadline = _heartbeat_deadline(activity)
+    if deadline and (not expiration or deadline <= expiration):
+        activity.heartbeat_timer_armed = deadline
+        _arm(txn, activity, TimeoutKind.HEARTBEAT, deadline)
 
 
 def _disarm_attempt(txn: Txn, activity: Activity) -> None:
@@ -466,11 +480,11 @@ def time_out(txn: Txn, task: ActivityTimeout) -> None:
     elif kind == TimeoutKind.SCHEDULE_TO_START:
         deadline = activity.scheduled_time + activity.schedule_to_start if activity.schedule_to_start else 0
     elif kind == TimeoutKind.START_TO_CLOSE:
-        deadline = activity.started_time + activity.start_to_close if activity.start_to_close else 0
+        deadline = _close_deadline(activity)
     else:
         if activity.heartbeat_timer_armed > txn.now:
             return  # this one fires a second time: the next one is armed already
-        deadline = max(activity.started_time, activity.heartbeat_time) + activity.heartbeat if activity.heartbeat else 0
+        deadline = _heartbeat_deadline(activity)
         if deadline > txn.now:
             activity.heartbeat_timer_armed = deadline
             txn.put(Kind.ACTIVITY, activity.scheduled_event_id, activity)
@@ -579,7 +593,9 @@ def _ended(state: State, event: HistoryEvent) -> None:
     scheduled_event_id = getattr(event, _ENDS[event.event_type]).scheduled_event_id
     activity = state.activities[scheduled_event_id]
     state.remove(Kind.ACTIVITY, scheduled_event_id)
-    del state.activity_ids[activity.activity_id]
+    # While the end waited in the buffer, an answer may have scheduled another activity under the same id.
+    if state.activity_ids.get(activity.activity_id) == scheduled_event_id:
+        del state.activity_ids[activity.activity_id]
     state.scheduled_events.pop(scheduled_event_id, None)
 
 
