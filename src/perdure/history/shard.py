@@ -116,7 +116,7 @@ class RunContext:
         self.tail.clear()
         self.tail_bytes = 0
         memory, self.memory = self.memory, {}
-        for room in memory.values():
+        for room in list(memory.values()):
             room.lost()
 
     def append_tail(self, nodes: Sequence[HistoryNode]) -> None:

@@ -136,9 +136,18 @@ def _started(state: State, event: HistoryEvent) -> None:
 
 @applies(EventType.EVENT_TYPE_TIMER_FIRED)
 def _fired(state: State, event: HistoryEvent) -> None:
-    state.remove(Kind.TIMER, event.timer_fired_event_attributes.timer_id)
+    a = event.timer_fired_event_attributes
+    _over(state, a.timer_id, a.started_event_id)
 
 
 @applies(EventType.EVENT_TYPE_TIMER_CANCELED)
 def _canceled(state: State, event: HistoryEvent) -> None:
-    state.remove(Kind.TIMER, event.timer_canceled_event_attributes.timer_id)
+    a = event.timer_canceled_event_attributes
+    _over(state, a.timer_id, a.started_event_id)
+
+
+def _over(state: State, timer_id: str, started_event_id: int) -> None:
+    """While it waited in the buffer, an answer may have started another timer under the same id."""
+    timer = state.timers.get(timer_id)
+    if timer is not None and timer.started_event_id == started_event_id:
+        state.remove(Kind.TIMER, timer_id)

@@ -31,19 +31,12 @@ _TIMEOUT_KEY = ("workflow-task",)
 _START_TIMEOUT_KEY = ("workflow-task-start",)
 
 
-def normal_queue(state: State) -> TaskQueue:
-    return TaskQueue(name=state.info.task_queue, kind=TaskQueueKind.TASK_QUEUE_KIND_NORMAL)
-
-
-def dispatch_queue(state: State) -> TaskQueue:
-    """Where the next workflow task goes: the sticky queue of the worker that has the run in its cache, or the normal
-    one."""
-    run = state.run
-    if run.sticky_queue:
+def _queue(state: State, sticky_queue: str) -> TaskQueue:
+    if sticky_queue:
         return TaskQueue(
-            name=run.sticky_queue, kind=TaskQueueKind.TASK_QUEUE_KIND_STICKY, normal_name=state.info.task_queue
+            name=sticky_queue, kind=TaskQueueKind.TASK_QUEUE_KIND_STICKY, normal_name=state.info.task_queue
         )
-    return normal_queue(state)
+    return TaskQueue(name=state.info.task_queue, kind=TaskQueueKind.TASK_QUEUE_KIND_NORMAL)
 
 
 def clear_sticky(txn: Txn) -> None:
@@ -93,7 +86,7 @@ def schedule(
     else:
         event = txn.event(EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED)
         attributes = event.workflow_task_scheduled_event_attributes
-        attributes.task_queue.CopyFrom(dispatch_queue(state))
+        attributes.task_queue.CopyFrom(_queue(state, run.sticky_queue))
         attributes.start_to_close_timeout.CopyFrom(to_duration(timeout))
         attributes.attempt = attempt
         txn.record(event)
@@ -255,7 +248,7 @@ def _write_scheduled(txn: Txn, task: WorkflowTask) -> None:
     event = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED)
     event.event_time.CopyFrom(to_timestamp(task.scheduled_time))
     attributes = event.workflow_task_scheduled_event_attributes
-    attributes.task_queue.CopyFrom(dispatch_queue(txn.state))
+    attributes.task_queue.CopyFrom(_queue(txn.state, task.sticky_queue))
     attributes.start_to_close_timeout.CopyFrom(to_duration(task.timeout))
     attributes.attempt = task.attempt
     run.workflow_task = None
@@ -306,7 +299,7 @@ def materialize(txn: Txn) -> None:
         if task.sticky_queue:
             txn.timer(
                 _START_TIMEOUT_KEY,
-                txn.now + txn.state.run.sticky_timeout,
+                txn.now + (txn.state.run.sticky_timeout or SPECULATIVE_SCHEDULE_TO_START),
                 WorkflowTaskTimeout(
                     kind=TimeoutKind.SCHEDULE_TO_START,
                     scheduled_event_id=task.scheduled_event_id,
@@ -326,7 +319,7 @@ def unwritten_events(txn_or_state: State) -> list[HistoryEvent]:
     scheduled = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED, event_id=task.scheduled_event_id)
     scheduled.event_time.CopyFrom(to_timestamp(task.scheduled_time))
     attributes = scheduled.workflow_task_scheduled_event_attributes
-    attributes.task_queue.CopyFrom(dispatch_queue(state))
+    attributes.task_queue.CopyFrom(_queue(state, task.sticky_queue))
     attributes.start_to_close_timeout.CopyFrom(to_duration(task.timeout))
     attributes.attempt = task.attempt
     if not task.started_event_id:
