@@ -47,6 +47,10 @@ _LOAD_RETRY = SECOND
 _STICKY_LIMIT = 10_000
 
 _BACKLOG_COUNT_HINT = 7  # of PollWorkflowTaskQueueResponse
+# A worker that is told of a sticky backlog sends all its polls there until it is told otherwise. Replies overtake each
+# other: were a short backlog told of, the last word could be a number no longer true, and the normal queue would
+# have no poll until the sticky ones end. A long one is followed by enough replies without it.
+_STICKY_HINT_FROM = 64
 
 
 def _scaling_field(number: int, delta: int) -> bytes:
@@ -442,7 +446,8 @@ class Partition:
         """What matching adds to the response, as protobuf fields."""
         backlog = self.backlog
         waiting = self._in_memory if backlog is None else backlog.count
-        hint = int_field(_BACKLOG_COUNT_HINT, waiting) if waiting > 0 and self.key.type == WORKFLOW else b""
+        hinted = self.key.type == WORKFLOW and waiting >= (_STICKY_HINT_FROM if backlog is None else 1)
+        hint = int_field(_BACKLOG_COUNT_HINT, waiting) if hinted else b""
         if not from_backlog and now - poll.arrived >= self._get(settings.POLLER_SCALING_WAIT_TIME):
             return hint + self._scale_down
         return hint + self._scale_up if self._should_scale_up(now, waiting) else hint
