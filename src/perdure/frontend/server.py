@@ -131,7 +131,11 @@ async def serve(frontend: Frontend, host: str, port: int) -> Listener:
 
 def _check_bindable(host: str, port: int) -> None:
     """grpc says only that binding failed; the socket says why."""
-    for family, kind, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise OSError(e.errno, f"cannot listen on {host}:{port}: {e.strerror}") from None
+    for family, kind, proto, _, address in found:
         with contextlib.closing(socket.socket(family, kind, proto)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
