@@ -128,6 +128,7 @@ class Cancelling:
         try:
             await child
         except ChildWorkflowError as e:
+            await workflow.sleep(0.3)  # what a closed workflow still wants to cancel, is not
             return type(e.cause).__name__
         return "not cancelled"
 
@@ -142,9 +143,8 @@ async def test_child_cancellation_types(world: World, kind: ChildWorkflowCancell
             assert (await child.describe()).status == WorkflowExecutionStatus.RUNNING
             await child.terminate()
         else:
-            if kind != ChildWorkflowCancellationType.TRY_CANCEL:
-                history = types(await events(world.client, handle.id))
-                assert "ExternalWorkflowExecutionCancelRequested" in history
+            history = types(await events(world.client, handle.id))
+            assert "ExternalWorkflowExecutionCancelRequested" in history
             with pytest.raises(WorkflowFailureError) as ended:
                 await child.result()
             assert isinstance(ended.value.cause, CancelledError)

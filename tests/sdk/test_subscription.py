@@ -206,5 +206,5 @@ async def test_signal_with_start(world: World) -> None:
         again = await world.client.start_workflow(
             Collector.run, id=workflow_id, task_queue=queue, start_signal="finish"
         )
-        assert again.first_execution_run_id != handle.first_execution_run_id
+        assert again.result_run_id != handle.result_run_id
         assert await again.result() == []

@@ -3,6 +3,7 @@ replayed by the SDK without a difference."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,6 +34,10 @@ SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("pytest", "_pytest", "sdk.world")
 )
 
+STUCK_SECONDS = float(
+    __import__("os").environ.get("STUCK", "40")
+)  # a test that takes so long waits for what will not come
+
 SOON = timedelta(seconds=10)  # what an activity may take at most in a test that does not end by time
 
 
@@ -57,7 +62,7 @@ class _Recording(OutboundInterceptor):
 
     async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
         handle = await super().start_workflow(input)
-        self.recorder.started.add((handle.id, handle.first_execution_run_id or ""))
+        self.recorder.started.add((handle.id, handle.result_run_id or ""))
         return handle
 
     async def start_update_with_start_workflow(self, input: StartWorkflowUpdateWithStartInput) -> Any:
@@ -94,9 +99,10 @@ class World:
             workflow_runner=options.pop("workflow_runner", UnsandboxedWorkflowRunner()),
             **options,
         ):
-            yield task_queue
-            if check:
-                await self.check(*workflows)
+            async with asyncio.timeout(STUCK_SECONDS):
+                yield task_queue
+                if check:
+                    await self.check(*workflows)
 
     async def check(self, *workflows: type) -> None:
         seen = await check_histories(self.client, self.recorder.started, workflows)
