@@ -147,6 +147,7 @@ async def respond_completed(
     async with shard.run(namespace_id, token.workflow_id, token.run_id) as context:
         state = context.loaded
         task = _answered_task(state, token)
+        speculative = task.speculative
         started = None
         txn = shard.begin(context)
         if commands.needs_started(txn, request.commands):
@@ -162,12 +163,11 @@ async def respond_completed(
             shard.abandon(context, txn)
             raise
         if bad is not None:
-            speculative, original_attempt = task.speculative, task.attempt
             live = updates.registry(context.memory)
             if live is not None:
                 live.answer_refused()
             shard.abandon(context, txn)
-            if original_attempt > 1 and bad.cause != Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND:
+            if token.attempt > 1 and bad.cause != Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND:
                 # It keeps failing: its timeout retries it, which is slower than an answer would be.
                 raise errors.invalid_argument(bad.message)
             await _fail_answer(shard, context, token, task, request, bad, speculative)

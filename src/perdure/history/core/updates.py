@@ -304,7 +304,7 @@ class Answer:
         """A command says that it is the turn of this message. Raises BadCommand."""
         message = self._messages.pop(message_id, None)
         if message is None:
-            raise _bad(f"ProtocolMessageCommand referenced absent message ID {message_id}")
+            raise _absent(message_id)
         self._handle(message)
 
     def finish(self, started_event_id: int, *, heartbeat: bool) -> None:
@@ -465,6 +465,10 @@ def _bad(message: str) -> BadCommand:
     return BadCommand(_BAD_MESSAGE, f"BadUpdateWorkflowExecutionMessage: {message}")
 
 
+def _absent(message_id: str) -> BadCommand:
+    return _bad(f"ProtocolMessageCommand referenced absent message ID {message_id}")
+
+
 def _type_of(body: AnyMessage) -> str:
     """Acceptance, Rejection, Response, or something else."""
     return body.type_url.rpartition("/")[2].removeprefix(_PACKAGE)
@@ -488,7 +492,9 @@ def _protocol_message(work: Completion, source: Command) -> None:
     message_id = source.protocol_message_command_attributes.message_id
     if not message_id:
         raise _bad("MessageID is not set on ProtocolMessageCommand.")
-    answer: Answer = work.updates
+    answer: Answer | None = work.updates
+    if answer is None:  # the worker sent no messages at all
+        raise _absent(message_id)
     answer.take(message_id)
 
 
