@@ -59,7 +59,8 @@ async def query_workflow(
             return await _through_matching(engine, shard, key, direct, request.query, deadline)
         query_id, answer = waiting
         try:
-            result = await asyncio.wait_for(answer, max(0, deadline - engine.clock.now()) / SECOND)
+            async with asyncio.timeout(max(0, deadline - engine.clock.now()) / SECOND):
+                result = await answer
         except TimeoutError:
             raise errors.deadline_exceeded("context deadline exceeded") from None
         finally:

@@ -245,7 +245,8 @@ async def _reach(
 
         update.watchers.append(wake)
         try:
-            await asyncio.wait_for(changed, max(0, deadline - engine.clock.now()) / SECOND)
+            async with asyncio.timeout(max(0, deadline - engine.clock.now()) / SECOND):
+                await changed
         except TimeoutError:
             if hard:
                 raise errors.deadline_exceeded("context deadline exceeded") from None
