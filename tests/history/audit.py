@@ -60,6 +60,11 @@ _BEGINS = {
     E.EVENT_TYPE_ACTIVITY_TASK_STARTED: ("activity", "scheduled_event_id"),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED: ("child", "initiated_event_id"),
 }
+# These have the field of a WorkflowTaskCompleted, and leave it empty.
+_UNTIED = (
+    E.EVENT_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_FAILED,
+    E.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED,
+)
 # What a worker must be told of.
 _WAKING = frozenset(
     (
@@ -102,7 +107,7 @@ class Audit:
             assert type_ in _TASK_ENDS, f"{name} came between a started workflow task and its end"
         self.types.append(type_)
         completed = getattr(attributes, "workflow_task_completed_event_id", None)
-        if completed is not None:
+        if completed is not None and type_ not in _UNTIED:
             assert self.types[completed] == E.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, name
         if type_ in CLOSING:
             assert self._task is None or not self._task[1], "a run closes without a started workflow task"

@@ -13,12 +13,15 @@ from typing import Any
 
 from msgspec.structs import replace
 from temporalio.api.command.v1 import Command
-from temporalio.api.common.v1 import Callback, RetryPolicy, WorkflowExecution
+from temporalio.api.common.v1 import Callback, Payload, Priority, RetryPolicy, SearchAttributes, WorkflowExecution
 from temporalio.api.enums.v1 import CommandType as C
 from temporalio.api.enums.v1 import EventType as E
+from temporalio.api.enums.v1 import IndexedValueType, ParentClosePolicy
+from temporalio.api.enums.v1 import StartChildWorkflowExecutionFailedCause as StartChildFailed
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause as Cause
 from temporalio.api.history.v1 import History, HistoryEvent
 from temporalio.api.protocol.v1 import Message
+from temporalio.api.sdk.v1 import UserMetadata
 from temporalio.api.update.v1 import Acceptance, Rejection, Request, Response
 from temporalio.api.workflowservice.v1 import (
     RequestCancelWorkflowExecutionRequest,
@@ -30,13 +33,16 @@ from tests.history.support import START, application_failure, payloads
 
 from perdure.clock import HOUR, MILLISECOND, MINUTE, SECOND, to_duration
 from perdure.config.dynamic import DynamicConfig
-from perdure.history import signal_calls, workflow_task_calls
+from perdure.history import engine, workflow_task_calls
+from perdure.history.api import ChildOutcome, ParentLink
 from perdure.history.core import (
     activities,
     attachments,
     cancellation,
+    children,
     closing,
     continuation,
+    externals,
     lifecycle,
     signals,
     timers,
@@ -52,10 +58,13 @@ from perdure.history.core.state import RUNNING, Activity, State, WorkflowTask
 from perdure.history.core.tasks import (
     ActivityRetry,
     ActivityTimeout,
+    CancelExternal,
     DispatchActivity,
     DispatchWorkflowTask,
     FirstWorkflowTask,
     RunTimeout,
+    SignalExternal,
+    StartChild,
     Task,
     TimeoutKind,
     UserTimer,
@@ -66,7 +75,7 @@ from perdure.history.core.updates import LiveUpdate, Stage
 from perdure.history.shard import RunContext
 from perdure.persistence.api import PendingRow
 
-_COMMANDS = (signal_calls,)  # imported for the commands that they register
+_COMMANDS = (engine,)  # imported for the commands that the rooms register
 _NAMES = "abc"
 _SETTINGS = {
     "history.maximumBufferedEventsBatch": 6,
@@ -75,6 +84,13 @@ _SETTINGS = {
     "history.maxInFlightUpdates": 3,
     "history.workflowTaskHeartbeatTimeout": "3m",
 }
+_CHILD_ENDS = (
+    E.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED,
+    E.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED,
+    E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED,
+    E.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
+    E.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+)
 _FAILED = (
     Cause.WORKFLOW_TASK_FAILED_CAUSE_WORKFLOW_WORKER_UNHANDLED_FAILURE,
     Cause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR,
@@ -91,7 +107,13 @@ class Simulation:
         for name, value in _SETTINGS.items():
             config.set(name, value)
         ids = itertools.count(1)
-        self.env = Environment("default", config, lambda: f"id-{next(ids)}", lambda name: f"id of {name}")
+        self.env = Environment(
+            "default",
+            config,
+            lambda: f"id-{next(ids)}",
+            lambda name: f"id of {name}",
+            search_attributes={f"Custom{name}": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for name in _NAMES},
+        )
         self.now = START
         self.steps: list[str] = []
         self._actions = self._all_actions()
@@ -143,6 +165,14 @@ class Simulation:
             params.cron_schedule = "* * * * *"
         if self.chance(1, 5):
             params.first_backoff = self.pick((SECOND, MINUTE))
+        if self.chance(1, 5):
+            params.parent = ParentLink("namespace", "default", "parent", "parent run", 7, "root", "root run")
+            params.root = WorkflowExecution(workflow_id="root", run_id="root run")
+        if self.chance(1, 5):
+            params.priority = Priority(priority_key=2, fairness_key="key")
+            params.user_metadata = UserMetadata(summary=payloads("summary").payloads[0])
+            params.completion_callbacks = [Callback(nexus=Callback.Nexus(url="http://localhost"))]
+            params.search_attributes = SearchAttributes(indexed_fields={"Customa": payloads("v").payloads[0]})
         if self.chance(1, 5):
             params.memo = lifecycle.Memo(fields={"k": payloads("v").payloads[0]})
         return params
@@ -199,8 +229,10 @@ class Simulation:
             ("attach", self._attach, 3, is_open),
             ("update", self._update, 8, is_open),
             ("activity", self._activity, 30, some_activity),
+            ("child", self._child, 20, lambda: bool(self.state.children)),
+            ("external", self._external, 15, lambda: self.state.open and self._some_external()),
             ("reset sticky", self._reset_sticky, 1, is_open),
-            ("terminate", self._terminate, 1, is_open),
+            ("terminate", self._terminate, 1, lambda: self.state.open and self.chance(1, 3)),
             ("crash", self._crash, 3, lambda: True),
         ]
 
@@ -221,6 +253,7 @@ class Simulation:
             assert not txn.events
             assert not state.changed
             self._after(txn)
+            self._check_updates()
             return
         blob = History(events=txn.events).SerializeToString()
         events = History.FromString(blob).events
@@ -249,6 +282,8 @@ class Simulation:
                 self.dispatched.add(("workflow task", task.scheduled_event_id))
             elif isinstance(task, DispatchActivity):
                 self.dispatched.add((task.scheduled_event_id, task.stamp))
+            elif isinstance(task, StartChild | SignalExternal | CancelExternal):
+                self.dispatched.add(("other", task.initiated_event_id))
         for effect in txn.on_commit:
             effect()
         if not txn.state.open:
@@ -259,6 +294,7 @@ class Simulation:
 
     def check(self) -> None:
         live = self.state
+        self._check_updates()
         rebuilt = rebuild(
             "namespace",
             self.context.key[2],
@@ -273,6 +309,13 @@ class Simulation:
         self._check_stored(self.load())
         if live.open:
             self._check_outbox()
+
+    def _check_updates(self) -> None:
+        """No update waits for a worker without a workflow task that brings it there."""
+        live = updates.registry(self.context.memory)
+        run = self.state.run
+        if live is not None and live.unaccepted() and self.state.open and run.had_workflow_task:
+            assert run.workflow_task is not None
 
     def load(self) -> State:
         return core_state.load(self.state.version, self.row, list(self.rows.values()))
@@ -324,6 +367,8 @@ class Simulation:
             else:
                 key = (activity.scheduled_event_id, activity.stamp)
                 assert key in self.dispatched or ("retry", *key) in timers
+        for initiated_event_id in (*state.children, *state.external_signals, *state.external_cancels):
+            assert ("other", initiated_event_id) in self.dispatched
         if state.info.run_expiration:
             assert "run timeout" in timers
 
@@ -403,38 +448,40 @@ class Simulation:
         return request
 
     def _random_command(self) -> Command:
-        choose = self.random.randrange(10)
-        state = self.state
-        if choose < 3:
-            return self._schedule_activity()
-        if choose < 5:
-            command = Command(command_type=C.COMMAND_TYPE_START_TIMER)
-            a = command.start_timer_command_attributes
-            a.timer_id = self.pick(_NAMES)
-            a.start_to_fire_timeout.CopyFrom(to_duration(self.pick((0, SECOND, MINUTE))))
-            return command
-        if choose == 5:
-            command = Command(command_type=C.COMMAND_TYPE_CANCEL_TIMER)
-            command.cancel_timer_command_attributes.timer_id = self.pick(_NAMES)
-            return command
-        if choose < 8:
-            command = Command(command_type=C.COMMAND_TYPE_REQUEST_CANCEL_ACTIVITY_TASK)
-            known = [*state.activities, *self._ended_in_buffer()] or [3]
-            command.request_cancel_activity_task_command_attributes.scheduled_event_id = self.pick(known)
-            return command
-        return self._schedule_activity()
+        make = self.pick(
+            (
+                self._schedule_activity,
+                self._schedule_activity,
+                self._schedule_activity,
+                self._cancel_activity,
+                self._cancel_activity,
+                self._start_timer,
+                self._start_timer,
+                self._cancel_timer,
+                self._start_child,
+                self._start_child,
+                self._signal_external,
+                self._cancel_external,
+                self._write_down,
+            )
+        )
+        command = make()
+        if self.chance(1, 8):
+            command.user_metadata.summary.CopyFrom(payloads("summary").payloads[0])
+        return command
 
-    def _ended_in_buffer(self) -> list[int]:
-        return [
-            e.activity_task_completed_event_attributes.scheduled_event_id
-            for e in core_state.buffered_events(self.state)
-            if e.event_type == E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
-        ]
+    def _name(self, taken: Any) -> str:
+        """Mostly one that is free."""
+        free = [name for name in _NAMES if name not in taken]
+        return self.pick(free if free and self.chance(19, 20) else _NAMES)
+
+    def _buffered(self, type_: E.ValueType) -> list[HistoryEvent]:
+        return [e for e in core_state.buffered_events(self.state) if e.event_type == type_]
 
     def _schedule_activity(self) -> Command:
         command = Command(command_type=C.COMMAND_TYPE_SCHEDULE_ACTIVITY_TASK)
         a = command.schedule_activity_task_command_attributes
-        a.activity_id = self.pick(_NAMES)
+        a.activity_id = self._name(self.state.activity_ids)
         a.activity_type.name = "Activity"
         a.task_queue.name = "queue"
         a.request_eager_execution = self.chance(1, 4)
@@ -447,8 +494,70 @@ class Simulation:
             a.heartbeat_timeout.CopyFrom(to_duration(5 * SECOND))
         if self.chance(1, 2):
             a.retry_policy.maximum_attempts = self.pick((1, 3))
-        if self.chance(1, 8):
-            command.user_metadata.summary.CopyFrom(payloads("summary").payloads[0])
+        return command
+
+    def _cancel_activity(self) -> Command:
+        """One that the worker may believe to be pending."""
+        ended = self._buffered(E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED)
+        known = [a.scheduled_event_id for a in self.state.activities.values() if not a.cancel_requested]
+        known += [e.activity_task_completed_event_attributes.scheduled_event_id for e in ended]
+        if not known and self.chance(9, 10):
+            return self._schedule_activity()
+        command = Command(command_type=C.COMMAND_TYPE_REQUEST_CANCEL_ACTIVITY_TASK)
+        command.request_cancel_activity_task_command_attributes.scheduled_event_id = self.pick(known or (3,))
+        return command
+
+    def _start_timer(self) -> Command:
+        command = Command(command_type=C.COMMAND_TYPE_START_TIMER)
+        a = command.start_timer_command_attributes
+        a.timer_id = self._name(self.state.timers)
+        a.start_to_fire_timeout.CopyFrom(to_duration(self.pick((0, SECOND, MINUTE))))
+        return command
+
+    def _cancel_timer(self) -> Command:
+        fired = self._buffered(E.EVENT_TYPE_TIMER_FIRED)
+        known = [*self.state.timers, *(e.timer_fired_event_attributes.timer_id for e in fired)]
+        if not known and self.chance(9, 10):
+            return self._start_timer()
+        command = Command(command_type=C.COMMAND_TYPE_CANCEL_TIMER)
+        command.cancel_timer_command_attributes.timer_id = self.pick(known or _NAMES)
+        return command
+
+    def _start_child(self) -> Command:
+        command = Command(command_type=C.COMMAND_TYPE_START_CHILD_WORKFLOW_EXECUTION)
+        a = command.start_child_workflow_execution_command_attributes
+        a.workflow_id = f"child-{self.pick(_NAMES)}"
+        a.workflow_type.name = "Child"
+        a.parent_close_policy = self.random.randrange(4)
+        return command
+
+    def _signal_external(self) -> Command:
+        command = Command(command_type=C.COMMAND_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION)
+        a = command.signal_external_workflow_execution_command_attributes
+        a.execution.workflow_id = "other"
+        a.signal_name = "signal"
+        return command
+
+    def _cancel_external(self) -> Command:
+        command = Command(command_type=C.COMMAND_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION)
+        a = command.request_cancel_external_workflow_execution_command_attributes
+        a.workflow_id = "other"
+        return command
+
+    def _write_down(self) -> Command:
+        payload = self.pick((payloads("value").payloads[0], Payload()))
+        choose = self.random.randrange(3)
+        if choose == 0:
+            command = Command(command_type=C.COMMAND_TYPE_RECORD_MARKER)
+            command.record_marker_command_attributes.marker_name = "marker"
+        elif choose == 1:
+            command = Command(command_type=C.COMMAND_TYPE_MODIFY_WORKFLOW_PROPERTIES)
+            memo = command.modify_workflow_properties_command_attributes.upserted_memo
+            memo.fields[self.pick(_NAMES)].CopyFrom(payload)
+        else:
+            command = Command(command_type=C.COMMAND_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES)
+            upserted = command.upsert_workflow_search_attributes_command_attributes.search_attributes
+            upserted.indexed_fields[f"Custom{self.pick(_NAMES)}"].CopyFrom(payload)
         return command
 
     def _random_end(self) -> Command:
@@ -557,12 +666,70 @@ class Simulation:
         else:
             self.do(lambda txn: activities.record_heartbeat(txn, activity, payloads("beat"), "worker"))
 
+    # --- other workflows
+
+    def _child(self) -> None:
+        """A child has started, could not, or has ended; after its parent's end, too."""
+        child = self.state.children[self.pick(sorted(self.state.children))]
+        initiated = self.events[child.initiated_event_id - 1]
+        if not self.state.open:
+            if not child.run_id and child.parent_close_policy == ParentClosePolicy.PARENT_CLOSE_POLICY_ABANDON:
+                self.do(lambda txn: children.note_started_after_close(txn, child, "child run"))
+            return
+        if not child.run_id and self.chance(1, 5):
+            cause = StartChildFailed.START_CHILD_WORKFLOW_EXECUTION_FAILED_CAUSE_WORKFLOW_ALREADY_EXISTS
+            self.do(lambda txn: children.record_start_failed(txn, child, initiated, cause))
+        elif not child.run_id and self.chance(4, 5):
+            self.do(lambda txn: children.record_started(txn, child, "child run", None))
+        else:
+
+            def end(txn: Txn) -> None:
+                """As the call does it, whose child may have been faster than the news of its start."""
+                if not child.run_id:
+                    children.record_started(txn, child, "child run", None)
+                close = HistoryEvent(event_type=self.pick(_CHILD_ENDS))
+                outcome = ChildOutcome(
+                    child.initiated_event_id,
+                    child.namespace,
+                    child.workflow_id,
+                    "child run",
+                    "Child",
+                    close.SerializeToString(),
+                )
+                children.record_closed(txn, child, outcome)
+
+            self.do(end)
+
+    def _some_external(self) -> bool:
+        return bool(self.state.external_signals or self.state.external_cancels)
+
+    def _external(self) -> None:
+        state = self.state
+        is_signal = bool(state.external_signals) and (not state.external_cancels or self.chance(1, 2))
+        event_id = self.pick(sorted(state.external_signals if is_signal else state.external_cancels))
+        initiated = self.events[event_id - 1]
+        failed = self.chance(1, 3)
+        if is_signal:
+            signaled = initiated.signal_external_workflow_execution_initiated_event_attributes
+            if failed:
+                self.do(lambda txn: externals.signal_failed(txn, event_id, signaled, 1))  # type: ignore
+            else:
+                self.do(lambda txn: externals.signal_delivered(txn, event_id, signaled))
+            return
+        canceled = initiated.request_cancel_external_workflow_execution_initiated_event_attributes
+        if failed:
+            self.do(lambda txn: externals.cancel_failed(txn, event_id, canceled, 1))  # type: ignore
+        else:
+            self.do(lambda txn: externals.cancel_delivered(txn, event_id, canceled))
+
     # --- time
 
     def _timer(self) -> None:
         """One of the timers, in any order: they may be late, and run twice."""
         at = self.random.randrange(len(self.timers))
         fire_time, task = self.timers[at]
+        if fire_time > self.now + 2 * MINUTE and self.chance(9, 10):
+            return
         self.steps[-1] = f"timer: {task}"
         self.now = max(self.now, fire_time)
         state = self.state
@@ -591,7 +758,7 @@ class Simulation:
                     workflow_tasks.schedule(txn)
 
                 self.do(time_out)
-        elif isinstance(task, FirstWorkflowTask):
+        elif isinstance(task, FirstWorkflowTask) and state.open:
             self.do(lifecycle.first_workflow_task_due)
         elif isinstance(task, UserTimer):
             self.do(lambda txn: timers.fire(txn, task.timer_id, task.started_event_id))
@@ -666,6 +833,7 @@ def _identity(task: Task) -> Any:
 def simulate(random: Random, steps: int) -> Simulation:
     """Raises AssertionError with what was done, when something does not hold."""
     simulation = Simulation(random)
+    ends = 0  # steps after the end: what comes late must do no harm
     for _ in range(steps):
         try:
             simulation.step()
@@ -673,6 +841,7 @@ def simulate(random: Random, steps: int) -> Simulation:
             error.add_note("\n".join(simulation.steps))
             raise
         if not simulation.state.open:
-            simulation._crash()
-            break
+            ends += 1
+            if ends > 5:
+                break
     return simulation

@@ -12,7 +12,7 @@ from tests.history.simulation import simulate
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(1, 60))
+@given(st.randoms(use_true_random=False), st.integers(1, 100))
 def test_events_give_the_state(random: Random, steps: int) -> None:
     simulate(random, steps)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from msgspec.structs import replace
+from temporalio.api.common.v1 import Memo, SearchAttributes
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
@@ -52,7 +53,11 @@ def comparable(state: State) -> dict[str, Any]:
             if not (closed and activity.cancel_requested)
         },
         "timers": state.timers,
-        "children": state.children,
+        # A child may start after the end of its parent.
+        "children": {
+            key: replace(child, run_id="") if closed and not child.started_event_id else child
+            for key, child in state.children.items()
+        },
         "external cancels": state.external_cancels,
         "external signals": state.external_signals,
         # An update that was admitted by an event, and then rejected: the rejection has none.
@@ -65,8 +70,18 @@ def comparable(state: State) -> dict[str, Any]:
 
 
 def _info(info: RunInfo) -> RunInfo:
-    # Where the events are kept is the store's affair.
-    return replace(info, history_ancestors=[])
+    return replace(
+        info,
+        # Maps of one content may be serialized in several orders.
+        memo_proto=_sorted(Memo, info.memo_proto),
+        search_attributes_proto=_sorted(SearchAttributes, info.search_attributes_proto),
+        # Where the events are kept.
+        history_ancestors=[],
+    )
+
+
+def _sorted(kind: type[Memo] | type[SearchAttributes], blob: bytes) -> bytes:
+    return kind.FromString(blob).SerializeToString(deterministic=True) if blob else blob
 
 
 def _run(run: RunState) -> RunState:
