@@ -11,7 +11,7 @@ import pytest
 from temporalio import activity, workflow
 from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, WorkflowFailureError
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, FailureError, is_cancelled_exception
 from temporalio.service import RPCError, RPCStatusCode
 
 from sdk.world import SOON, World, events, name, types
@@ -44,6 +44,7 @@ class Elsewhere:
                 activity_id="desk",
                 start_to_close_timeout=timedelta(seconds=20),
                 heartbeat_timeout=timedelta(seconds=10),
+                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                 retry_policy=RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=10)),
             )
         except ActivityError as e:
@@ -211,8 +212,8 @@ class Local:
             await workflow.execute_local_activity(
                 fails_twice, start_to_close_timeout=SOON, retry_policy=RetryPolicy(maximum_attempts=1)
             )
-        except ActivityError as e:
-            failed = str(e.cause)
+        except FailureError as e:
+            failed = str(e.cause or e)
         patched = workflow.patched("a change")
         await workflow.sleep(0.05)
         return [done, tried, failed, patched, len(str(workflow.uuid4()))]
@@ -226,7 +227,11 @@ async def test_local_activities_and_patches_are_markers(world: World, cached: in
         assert await handle.result() == [3, 3, "RuntimeError: not yet", True, 36]
         assert attempts == [1, 2, 3, 1]
         history = await events(world.client, handle.id)
-        markers = [e.marker_recorded_event_attributes.marker_name for e in history if e.event_type == 27]
+        markers = [
+            e.marker_recorded_event_attributes.marker_name
+            for e in history
+            if e.HasField("marker_recorded_event_attributes")
+        ]
         assert markers == ["core_local_activity"] * 3 + ["core_patch"]
         assert not any(t.startswith("ActivityTask") for t in types(history))
         (upserted,) = [

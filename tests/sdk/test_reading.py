@@ -185,7 +185,7 @@ async def test_pages_of_history_are_its_events(world: World) -> None:
 async def test_terminate_and_delete(world: World) -> None:
     async with world.worker(Labelled, activities=[nothing]) as queue:
         handle = await world.client.start_workflow(Labelled.run, id=name("labelled"), task_queue=queue)
-        await handle.terminate("a reason", "why")
+        await handle.terminate("why", reason="a reason")
         with pytest.raises(WorkflowFailureError) as ended:
             await handle.result()
         assert isinstance(ended.value.cause, TerminatedError)
