@@ -25,7 +25,7 @@ except ImportError:  # there is none for Windows
     uvloop = None
 
 # The server makes many short-lived objects and few cycles: looking for those at CPython's default pace would cost a
-# few percent of its time.
+# percent or two of its time.
 _GC_THRESHOLDS = (20_000, 20, 20)
 
 _FORCED = 130
@@ -109,6 +109,7 @@ def _described(config: ServerConfig, arguments: argparse.Namespace) -> str:
 
 
 async def _serve(config: ServerConfig, persistence: str) -> int:
+    gc.disable()  # until everything is loaded: there is nothing to collect
     from perdure.persistence.api import StoreError
     from perdure.server import Server
 
@@ -122,10 +123,11 @@ async def _serve(config: ServerConfig, persistence: str) -> int:
     except OSError as e:
         raise CommandError(e.strerror or str(e)) from None
     _say(server.address, persistence, server.metrics_address)
-    # What is there now stays: it need not be looked at again by each collection.
+    # What is there now stays: no collection need look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    gc.enable()
     await ending.wait()
     await server.stop()
     return 0
