@@ -99,6 +99,14 @@ def already_started(message: str, start_request_id: str, run_id: str, first_exec
     )
 
 
+def workflow_closing() -> ServiceError:
+    """The run is about to end, or to go on as another one: SDKs ask again, and find that one."""
+    return resource_exhausted(
+        "workflow operation can not be applied because workflow is closing",
+        ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW,
+    )
+
+
 def cancellation_already_requested() -> ServiceError:
     return ServiceError(
         Code.ALREADY_EXISTS,

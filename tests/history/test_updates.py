@@ -441,32 +441,47 @@ async def test_an_update_that_was_not_accepted_when_its_run_was_terminated(sent:
         assert error.value.code == Code.NOT_FOUND
 
 
-async def test_an_update_that_came_before_continue_as_new_goes_to_the_next_run() -> None:
+async def test_an_update_that_came_before_continue_as_new_is_for_the_caller_to_send_again() -> None:
     async with live() as w:
         old = await w.idle()
-        await w.signal()
+        first = w.soon(w.update("u1"))
         task = await w.poll()
-        updated = w.soon(w.update())
-        await w.settle(updated)
-        await w.complete(task, continue_as_new())
+        second = w.soon(w.update("u2"))
+        await w.settle(second)
+        acceptance = accept(task.messages[0])
+        await w.complete(task, turn_of(acceptance), continue_as_new(), messages=[acceptance])
+        failure = (await first).outcome.failure
+        assert failure.application_failure_info.type == "AcceptedUpdateCompletedWorkflow"
+        with pytest.raises(ServiceError, match="workflow is closing") as error:
+            await second
+        assert error.value.code == Code.RESOURCE_EXHAUSTED, "SDKs send such a one again"
+        again = w.soon(w.update("u2"))
         task = await w.poll()
         assert task.workflow_execution.run_id != old
-        await w.complete(task, messages=[accept(task.messages[0]), finish("u", "next run")])
-        answer = await updated
-        assert result(answer) == b"next run"
-        assert answer.update_ref.workflow_execution.run_id == task.workflow_execution.run_id
+        while not task.messages:
+            task = (await w.complete(task)).workflow_task
+        await w.complete(task, messages=[accept(task.messages[0]), finish("u2", "next run")])
+        assert result(await again) == b"next run"
+        with pytest.raises(ServiceError, match="workflow execution already completed"):
+            await w.update("u3", run_id=old)
 
 
-async def test_an_update_of_one_run_does_not_follow_it() -> None:
+async def test_a_run_that_tries_to_close_again_is_told_nothing_more() -> None:
     async with live() as w:
-        run_id = await w.idle()
+        await w.idle()
         await w.signal()
         task = await w.poll()
-        updated = w.soon(w.update(run_id=run_id))
-        await w.settle(updated)
-        await w.complete(task, continue_as_new())
-        with pytest.raises(ServiceError, match="workflow execution already completed"):
-            await updated
+        await w.signal()
+        with pytest.raises(ServiceError, match="UnhandledCommand"):
+            await w.complete(task, complete_workflow())
+        await w.signal("before it is tried again")
+        task = await w.poll()
+        for call in (w.signal(), w.update()):
+            with pytest.raises(ServiceError, match="workflow is closing") as error:
+                await call
+            assert error.value.code == Code.RESOURCE_EXHAUSTED
+        await w.complete(task, complete_workflow())
+        assert (await w.types())[-1] == "WorkflowExecutionCompleted"
 
 
 # --- waiting ---

@@ -40,6 +40,8 @@ async def signal(
             if not state.open:
                 raise errors.execution_completed()
             _check_parent(state, child_only_of)
+            if state.closing:
+                raise errors.workflow_closing()
             txn = shard.begin(context)
             signals.receive(txn, request, external_initiated)
             await shard.commit(context, txn)

@@ -48,7 +48,7 @@ _DEADLINE_TOLERANCE = 200 * MILLISECOND
 
 
 class _Lost(Exception):
-    """The update's memory was lost, or its run went on as another one."""
+    """The update's memory was lost."""
 
 
 class _Reached(NamedTuple):
@@ -190,6 +190,8 @@ def _check_ready(state: State) -> None:
         raise errors.workflow_not_ready(
             "Unable to perform workflow execution update due to Workflow Task in failed state."
         )
+    if state.closing:
+        raise errors.workflow_closing()
 
 
 async def _schedule(shard: Shard, context: RunContext) -> None:

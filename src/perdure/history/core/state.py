@@ -265,6 +265,7 @@ class State:
         "callbacks",
         "changed",
         "children",
+        "close_attempted",
         "external_cancels",
         "external_signals",
         "info",
@@ -297,6 +298,7 @@ class State:
         self.callbacks: dict[str, bytes] = {}
         self.nexus_operations: dict[int, bytes] = {}
         self.changed: dict[tuple[int, int | str], bool] = {}  # True: written, False: removed
+        self.close_attempted = False  # in memory only: the last workflow task failed to close the run for what came in
         self.live_timers: dict[tuple[int | str, ...], Any] = {}  # in memory only: see Txn.timer
         self._by_kind: dict[int, dict[Any, Any]] = {
             Kind.ACTIVITY: self.activities,
@@ -315,6 +317,13 @@ class State:
     @property
     def open(self) -> bool:
         return self.run.status in (RUNNING, PAUSED)
+
+    @property
+    def closing(self) -> bool:
+        """It tried to close, but something had come in; it is trying once more. Were it told still more, it might never
+        come to an end."""
+        task = self.run.workflow_task
+        return self.close_attempted and task is not None and task.started_event_id != 0
 
     def put(self, kind: Kind, key: int | str, value: object) -> None:
         self._by_kind[kind][key] = value

@@ -137,12 +137,12 @@ class Registry:
         return sum(u.stage < Stage.ACCEPTED and u.request is not None for u in self.live.values())
 
     def closed(self, state: State) -> None:
-        """The run closed. What it had accepted fails; the rest is for the run that follows, if one does."""
+        """The run closed. What it had accepted fails; the rest may be asked of the run that follows, if one does."""
         for update in list(self.live.values()):
             if update.stage == Stage.ACCEPTED:
                 update.stage, update.outcome = Stage.COMPLETED, run_completed_first()
             elif state.info.new_run_id:
-                update.lost = True
+                update.error = errors.workflow_closing()
             else:
                 update.error = aborted_by_closing()
             update.changed()

@@ -390,6 +390,7 @@ def complete(txn: Txn, task: WorkflowTask, request: RespondWorkflowTaskCompleted
 def _completed(state: State, event: HistoryEvent) -> None:
     attributes = event.workflow_task_completed_event_attributes
     run = state.run
+    state.close_attempted = False
     run.workflow_task = None
     run.workflow_task_attempt = 1
     run.workflow_task_failures = 0
@@ -429,6 +430,7 @@ def fail(
         _ensure_events(txn, task, identity)
     if task.transient:
         _ended_unsuccessfully(txn.state, counts=True)
+        txn.state.close_attempted = cause == Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
         txn.touch()
         return None
     event = txn.event(EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
@@ -445,7 +447,9 @@ def fail(
     attributes.binary_checksum = binary_checksum
     if worker_version is not None:
         attributes.worker_version.CopyFrom(worker_version)
-    return txn.record(event)
+    txn.record(event)
+    txn.state.close_attempted = cause == Cause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
+    return event
 
 
 def time_out(txn: Txn, kind: TimeoutKind) -> HistoryEvent | None:
@@ -486,6 +490,7 @@ def _ended_unsuccessfully(state: State, *, counts: bool) -> None:
     the normal queue with the full history."""
     run = state.run
     task = run.workflow_task
+    state.close_attempted = False
     if task is not None and task.sticky_queue:
         counts = False
     run.workflow_task = None
