@@ -45,8 +45,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --editable .
+	@$(BIN)/python -m compileall -q src  # or the first start would do it
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --editable . --group dev
+	@$(BIN)/python -m compileall -q src
 	@touch $(VENV)/.installed $@
