@@ -130,12 +130,12 @@ def test_only_the_first_of_a_row_of_failures_is_in_the_history() -> None:
 def test_one_that_keeps_failing_is_given_ever_longer() -> None:
     run = Run()
     longest: list[float] = []
-    for _ in range(13):
+    for _ in range(12):
         run.start_workflow_task()
         longest.append(timer(run, "workflow-task")[0])
         fail(run)
-    assert longest[:6] == [10, 10, 11, 12, 14, 18]
-    assert longest[-2:] == [10 + 512, 10 + 600]  # 10 minutes at most
+    assert longest[:6] == [10, 10, 10, 15, 20, 30]
+    assert longest[-3:] == [10 + 320, 10 + 600, 10 + 600]  # 10 minutes at most
 
 
 def test_a_transient_one_shows_the_events_that_it_would_have_and_gets_them_when_it_completes() -> None:

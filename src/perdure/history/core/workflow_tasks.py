@@ -26,7 +26,8 @@ from perdure.history.core.tasks import DispatchWorkflowTask, TimeoutKind, Workfl
 from perdure.history.core.txn import Txn
 
 SPECULATIVE_SCHEDULE_TO_START = 5 * SECOND
-_BACKOFF_FROM_ATTEMPT = 3
+_BACKOFF_AFTER_ATTEMPT = 3
+_FIRST_BACKOFF = 5 * SECOND
 _TIMEOUT_KEY = ("workflow-task",)
 _START_TIMEOUT_KEY = ("workflow-task-start",)
 
@@ -127,10 +128,10 @@ def _start_to_close(txn: Txn, attempt: int) -> int:
     """A task that keeps failing is given ever longer, so that its retries come ever more slowly: it is the timeout that
     retries a worker which does not answer."""
     timeout = txn.state.info.task_timeout
-    if attempt < _BACKOFF_FROM_ATTEMPT:
+    if attempt <= _BACKOFF_AFTER_ATTEMPT:
         return timeout
     longest = txn.env.config.get(dynamic.WORKFLOW_TASK_RETRY_MAX_INTERVAL, txn.env.namespace)
-    return timeout + min(longest, SECOND << min(attempt - _BACKOFF_FROM_ATTEMPT, 40))
+    return timeout + min(longest, _FIRST_BACKOFF << min(attempt - _BACKOFF_AFTER_ATTEMPT - 1, 40))
 
 
 @applies(EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED)
