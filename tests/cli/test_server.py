@@ -107,6 +107,12 @@ class TestStartDev:
             server.end(signal.SIGINT)
             assert server.process.returncode == 0
 
+    def test_a_signal_that_comes_twice_at_once_is_one(self) -> None:
+        with running("start-dev", "--port", "0") as server:
+            server.process.send_signal(signal.SIGTERM)
+            server.end()
+            assert server.process.returncode == 0
+
     def test_is_in_memory(self) -> None:
         with running("start-dev", "--port", "0", "-n", "mine") as server, client(server.address) as c:
             assert {"default", "mine"} <= c.namespaces()

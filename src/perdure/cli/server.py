@@ -29,6 +29,7 @@ except ImportError:  # there is none for Windows
 _GC_THRESHOLDS = (20_000, 20, 20)
 
 _FORCED = 130
+_SAME_SIGNAL = 1.0  # seconds
 
 
 def start_dev(arguments: argparse.Namespace) -> int:
@@ -134,14 +135,19 @@ async def _serve(config: ServerConfig, persistence: str) -> int:
 
 
 def _on_signal(ending: asyncio.Event) -> None:
-    """The first signal ends the server in order, the second one at once."""
+    """The first signal ends the server in order, another one at once: but not one that comes with the first, as when a
+    supervisor signals a group of processes and one of them passes it on."""
+    loop = asyncio.get_running_loop()
+    first = 0.0
 
     def end() -> None:
-        if ending.is_set():
+        nonlocal first
+        if not ending.is_set():
+            first = loop.time()
+            ending.set()
+        elif loop.time() - first > _SAME_SIGNAL:
             os._exit(_FORCED)
-        ending.set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, end)
