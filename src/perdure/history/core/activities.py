@@ -287,8 +287,7 @@ def _disarm(txn: Txn, activity: Activity) -> None:
 
 
 def waiting(state: State, scheduled_event_id: int, stamp: int) -> Activity | None:
-    """The activity, if a worker may have what was dispatched under this stamp. (When its run is paused it stays
-    where it is.)"""
+    """The activity, if a worker may have what was dispatched under this stamp."""
     activity = state.activities.get(scheduled_event_id) if state.open else None
     if activity is None or activity.stamp != stamp or activity.started_time or activity.paused:
         return None
