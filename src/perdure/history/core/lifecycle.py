@@ -128,8 +128,10 @@ def _fill_started(a: WorkflowExecutionStartedEventAttributes, p: StartParams, no
     a.initiator = p.initiator
     a.cron_schedule = p.cron_schedule
     a.eager_execution_accepted = p.eager_execution_accepted
-    a.workflow_execution_timeout.CopyFrom(to_duration(p.execution_timeout))
-    a.workflow_run_timeout.CopyFrom(to_duration(p.run_timeout))
+    if p.execution_timeout:
+        a.workflow_execution_timeout.CopyFrom(to_duration(p.execution_timeout))
+    if p.run_timeout:
+        a.workflow_run_timeout.CopyFrom(to_duration(p.run_timeout))
     a.workflow_task_timeout.CopyFrom(to_duration(p.task_timeout))
     a.first_workflow_task_backoff.CopyFrom(to_duration(p.first_backoff))
     expiration = p.execution_expiration or (now + p.first_backoff + p.execution_timeout if p.execution_timeout else 0)
