@@ -101,7 +101,7 @@ class ImmediateQueue:
             if len(rows) < _PAGE:
                 return
             after = (0, rows[-1].task_id)
-            while len(self._outstanding) > 4 * _PAGE and not self._stopped:
+            while len(self._outstanding) > 4 * _PAGE and not self._stopped:  # noqa: ASYNC110 (at start only)
                 await asyncio.sleep(0.01)
 
     async def delete_done(self) -> None:
