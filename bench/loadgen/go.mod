@@ -1,6 +1,6 @@
 module loadgen
 
-go 1.26
+go 1.24
 
 require (
 	go.temporal.io/sdk v1.41.1
