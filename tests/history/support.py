@@ -230,6 +230,13 @@ def complete_workflow() -> Command:
     return command
 
 
+def fail_workflow(**info: Any) -> Command:
+    """info: of the application failure."""
+    command = Command(command_type=CommandType.COMMAND_TYPE_FAIL_WORKFLOW_EXECUTION)
+    command.fail_workflow_execution_command_attributes.failure.CopyFrom(application_failure(**info))
+    return command
+
+
 def payloads(text: str) -> Payloads:
     return Payloads(payloads=[Payload(metadata={"encoding": b"json/plain"}, data=f'"{text}"'.encode())])
 

@@ -15,7 +15,6 @@ from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueResponse,
     SignalWithStartWorkflowExecutionRequest,
     SignalWithStartWorkflowExecutionResponse,
-    SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
 )
@@ -24,6 +23,7 @@ from perdure import errors
 from perdure.clock import from_duration
 from perdure.config import dynamic
 from perdure.errors import ServiceError
+from perdure.history import calls
 from perdure.history.api import ParentLink
 from perdure.history.core import attachments, cron, lifecycle, retry, signals, workflow_tasks
 from perdure.history.core.lifecycle import StartParams
@@ -376,17 +376,6 @@ def _start_of(request: SignalWithStartWorkflowExecutionRequest) -> StartWorkflow
 async def signal_with_start(
     engine: HistoryService, namespace_id: str, request: SignalWithStartWorkflowExecutionRequest
 ) -> SignalWithStartWorkflowExecutionResponse:
-    signal = SignalWorkflowExecutionRequest(
-        signal_name=request.signal_name,
-        identity=request.identity,
-        request_id=request.request_id,
-        control=request.control,
-        links=request.links,
-    )
-    if request.HasField("signal_input"):
-        signal.input.CopyFrom(request.signal_input)
-    if request.HasField("header"):
-        signal.header.CopyFrom(request.header)
     start_request = _start_of(request)
 
     def receive(txn: Txn) -> None:
@@ -396,10 +385,8 @@ async def signal_with_start(
         started = await start_run(engine, namespace_id, start_request, on_new=receive)
         if not started.created:
             # It is running: the signal is all there is to do. It may close just now: then it is started after all.
-            signal.workflow_execution.workflow_id = request.workflow_id
-            signal.workflow_execution.run_id = started.run_id
             try:
-                await engine.signal_workflow_execution(namespace_id, signal)
+                await _signal_running(engine, namespace_id, request, started.run_id)
             except ServiceError as error:
                 if error.code == errors.Code.NOT_FOUND:
                     continue
@@ -410,6 +397,24 @@ async def signal_with_start(
         response.signal_link.CopyFrom(_signal_link(request, started.run_id))
         return response
     raise errors.unavailable("the workflow's current run keeps changing")
+
+
+async def _signal_running(
+    engine: HistoryService, namespace_id: str, request: SignalWithStartWorkflowExecutionRequest, run_id: str
+) -> None:
+    """Unlike another signal it also ends a start delay or backoff."""
+    shard = engine.shard(namespace_id, request.workflow_id)
+    async with calls.open_run(shard, namespace_id, request.workflow_id, run_id) as context:
+        state = context.loaded
+        if signals.known(state, request.request_id):
+            return
+        if state.closing:
+            raise errors.workflow_closing()
+        txn = shard.begin(context)
+        signals.receive_with_start(txn, request)
+        if state.run.status == RUNNING and state.run.workflow_task is None:
+            workflow_tasks.schedule(txn)
+        await shard.commit(context, txn)
 
 
 def _signal_link(request: SignalWithStartWorkflowExecutionRequest, run_id: str) -> Link:
