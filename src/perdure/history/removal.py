@@ -10,7 +10,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from perdure import errors
 from perdure.errors import ServiceError
 from perdure.history.core import lifecycle
-from perdure.history.core.tasks import DeleteAfterRetention, DeleteExecution
+from perdure.history.core.tasks import DeleteAfterRetention, DeleteExecution, Task
 from perdure.history.executors import executes
 from perdure.history.shard import Shard
 
@@ -34,7 +34,16 @@ async def delete(engine: HistoryService, namespace_id: str, execution: WorkflowE
 
 
 @executes(DeleteExecution)
-async def run_delete(engine: HistoryService, shard: Shard, task: DeleteExecution | DeleteAfterRetention) -> None:
+async def delete_asked_for(engine: HistoryService, shard: Shard, task: DeleteExecution) -> None:
+    await _remove(engine, shard, task)
+
+
+@executes(DeleteAfterRetention)
+async def retention_over(engine: HistoryService, shard: Shard, task: DeleteAfterRetention) -> None:
+    await _remove(engine, shard, task)
+
+
+async def _remove(engine: HistoryService, shard: Shard, task: Task) -> None:
     shard.removed[task.run_id] = None
     await engine.visibility.delete(task.namespace_id, task.run_id, _FOREVER)
     try:
@@ -43,8 +52,3 @@ async def run_delete(engine: HistoryService, shard: Shard, task: DeleteExecution
     except ServiceError as e:
         if e.code != errors.Code.NOT_FOUND:
             raise
-
-
-@executes(DeleteAfterRetention)
-async def retention_over(engine: HistoryService, shard: Shard, task: DeleteAfterRetention) -> None:
-    await run_delete(engine, shard, task)
