@@ -164,8 +164,8 @@ async def all_events(source):  # type: ignore[no-untyped-def]
 async def test_pages_of_history_are_its_events(world: World) -> None:
     async with world.worker(Labelled, activities=[nothing]) as queue:
         handle = await world.client.start_workflow(Labelled.run, id=name("labelled"), task_queue=queue)
-        for _ in range(10):
-            await handle.signal(Labelled.proceed)
+        await asyncio.gather(*(handle.signal("unheard of") for _ in range(10)))
+        await handle.signal(Labelled.proceed)
         await handle.result()
         whole = await events(world.client, handle.id)
         request = GetWorkflowExecutionHistoryRequest(

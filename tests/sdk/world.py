@@ -34,9 +34,7 @@ SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("pytest", "_pytest", "sdk.world")
 )
 
-STUCK_SECONDS = float(
-    __import__("os").environ.get("STUCK", "40")
-)  # a test that takes so long waits for what will not come
+STUCK_SECONDS = 40  # a test that takes so long waits for what will not come
 
 SOON = timedelta(seconds=10)  # what an activity may take at most in a test that does not end by time
 
