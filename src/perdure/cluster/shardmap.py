@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _OFFSET = 0xCBF29CE484222325
 _PRIME = 0x100000001B3
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -14,6 +16,7 @@ def fnv1a64(data: bytes) -> int:
     return value
 
 
+@lru_cache(maxsize=65_536)
 def shard_of(namespace_id: str, workflow_id: str, shards: int) -> int:
-    """From 1 to `shards`."""
+    """From 1 to `shards`. Remembered for the latest ids: a workflow has many calls in its short life."""
     return fnv1a64(f"{namespace_id}_{workflow_id}".encode()) % shards + 1

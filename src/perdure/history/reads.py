@@ -58,9 +58,10 @@ async def history(
                 return await _page(shard, context, token, end, page_size, closed)
             if not token.waiting or token.end_event_id or closed:
                 return _reply([token.unwritten] if token.unwritten else [], None)
-            watcher = shard.watch(key)
+            watcher = shard.watch(key, until_end=only_close)
         try:
-            await asyncio.wait_for(watcher, max(0, deadline - engine.clock.now()) / SECOND)
+            async with asyncio.timeout(max(0, deadline - engine.clock.now()) / SECOND):
+                await watcher
         except TimeoutError:
             return _reply([], token)
         finally:

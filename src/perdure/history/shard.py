@@ -188,7 +188,8 @@ class Shard:
         self._currents: OrderedDict[tuple[str, str], CurrentRun] = OrderedDict()
         self._start_locks: dict[tuple[str, str], tuple[asyncio.Lock, list[int]]] = {}
         self.removed: OrderedDict[str, None] = OrderedDict()  # run ids, the latest 10,000
-        self._watchers: dict[RunKey, set[asyncio.Future[None]]] = {}
+        self._watchers: dict[RunKey, set[asyncio.Future[None]]] = {}  # of the next events
+        self._end_watchers: dict[RunKey, set[asyncio.Future[None]]] = {}  # of the run's end
         retrying = Retrying(services.clock, services.store, shard_id, services.failures)
         self.transfers = ImmediateQueue(
             services.store, shard_id, TaskCategory.TRANSFER, lambda t: services.transfer(self, t), retrying
@@ -408,9 +409,10 @@ class Shard:
             for room in list(context.memory.values()):
                 room.closed(txn.state)
         if txn.events:
-            for watcher in self._watchers.pop(context.key, ()):
-                if not watcher.done():
-                    watcher.set_result(None)
+            if self._watchers:
+                self._wake(self._watchers, context.key)
+            if self._end_watchers and not txn.state.open:
+                self._wake(self._end_watchers, context.key)
 
     @staticmethod
     def _replace_live(live: dict[Any, Any], request: TimerRequest, entry: Any) -> None:
@@ -565,24 +567,24 @@ class Shard:
 
     # --- waiting for what comes
 
-    def watch(self, key: RunKey) -> asyncio.Future[None]:
-        """Done when the run next gets events (or is deleted). Cancel it when it is no longer waited for."""
+    def watch(self, key: RunKey, until_end: bool = False) -> asyncio.Future[None]:
+        """Done when the run next gets events (until_end: when it closes), or is deleted. Cancel it when it is no longer
+        waited for."""
+        watchers = self._end_watchers if until_end else self._watchers
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.setdefault(key, set()).add(watcher)
-        watcher.add_done_callback(lambda w: self._unwatch(key, w))
+        watchers.setdefault(key, set()).add(watcher)
+        watcher.add_done_callback(lambda w: _unwatch(watchers, key, w))
         return watcher
 
-    def _unwatch(self, key: RunKey, watcher: asyncio.Future[None]) -> None:
-        watchers = self._watchers.get(key)
-        if watchers is not None:
-            watchers.discard(watcher)
-            if not watchers:
-                del self._watchers[key]
-
-    def wake_watchers(self, key: RunKey) -> None:
-        for watcher in self._watchers.pop(key, ()):
+    @staticmethod
+    def _wake(watchers: dict[RunKey, set[asyncio.Future[None]]], key: RunKey) -> None:
+        for watcher in watchers.pop(key, ()):
             if not watcher.done():
                 watcher.set_result(None)
+
+    def wake_watchers(self, key: RunKey) -> None:
+        self._wake(self._watchers, key)
+        self._wake(self._end_watchers, key)
 
     # --- removal
 
@@ -606,6 +608,16 @@ class Shard:
         if current is not None and current.run_id == run_id:
             del self._currents[(namespace_id, workflow_id)]
         self.wake_watchers(context.key)
+
+
+def _unwatch(
+    watchers: dict[RunKey, set[asyncio.Future[None]]], key: RunKey, watcher: asyncio.Future[None]
+) -> None:
+    of_run = watchers.get(key)
+    if of_run is not None:
+        of_run.discard(watcher)
+        if not of_run:
+            del watchers[key]
 
 
 class _StartLock:
