@@ -88,7 +88,6 @@ class Server:
                 config.dynamic,
                 lambda namespace_id: namespaces.by_id(namespace_id).name,
                 physical_partitions=1,
-                host=_address(config.host, config.port),
             )
             self.history.set_matching(self.matching)
             self.frontend = Frontend(
@@ -98,13 +97,14 @@ class Server:
                 namespaces=namespaces,
                 clock=self.clock,
                 config=config.dynamic,
-                cluster=ClusterInfo(id=cluster.id, shards=cluster.shards, address=_address(config.host, config.port)),
+                cluster=ClusterInfo(id=cluster.id, shards=cluster.shards),
             )
             await self.matching.start()
             await self.history.start()
             try:
                 self._start_metrics()
                 self._listener = await serve(self.frontend, config.host, config.port)
+                self.matching.host = self.address
             except BaseException:
                 await self.matching.stop()
                 await self.history.stop(0)

@@ -218,4 +218,4 @@ async def test_removing_a_system_search_attribute_is_refused():
 async def test_the_cluster_lists_itself():
     async with running() as r:
         found = await r.operator.ListClusters(ListClustersRequest())
-        assert [c.cluster_name for c in found.clusters] == ["active"]
+        assert [(c.cluster_name, c.address) for c in found.clusters] == [("active", r.address)]

@@ -79,6 +79,29 @@ async def test_a_worker_that_shuts_down_gets_its_polls_back_and_no_more_tasks(wo
     assert [p.identity for p in described.pollers] == ["other"]
 
 
+async def test_a_poll_for_nexus_tasks_waits_and_ends_with_its_worker(world: World) -> None:
+    polls = [world.poll_nexus(key="a"), world.poll_nexus(key="b"), world.poll_nexus(key="c")]
+    await settle()
+    await world.engine.cancel_polls(NS, "q", [1, 2, 3], "a")
+    assert await got(polls[0]) == ""
+    await settle()
+    assert not polls[1].done()
+    polls[2].cancel()
+    await settle()
+    await world.clock.advance(60 * SECOND)
+    assert await got(polls[1]) == ""
+    assert polls[2].cancelled()
+    assert world.store.calls == {}
+
+
+async def test_polls_for_nexus_tasks_end_when_the_server_stops(world: World) -> None:
+    poll = world.poll_nexus()
+    await settle()
+    await world.engine.stop()
+    assert await got(poll) == ""
+    assert await got(world.poll_nexus()) == ""
+
+
 async def test_an_unloaded_sticky_queue_has_no_poller_until_it_is_polled(world: World) -> None:
     poll = world.poll(queue=sticky())
     await settle()

@@ -15,6 +15,8 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollActivityTaskQueueRequest,
     PollActivityTaskQueueResponse,
+    PollNexusTaskQueueRequest,
+    PollNexusTaskQueueResponse,
     PollWorkflowTaskQueueRequest,
     PollWorkflowTaskQueueResponse,
 )
@@ -187,6 +189,13 @@ class World:
                 self.clock.now() + timeout,
                 PollWorkflowTaskQueueResponse,
             )
+        )
+
+    def poll_nexus(self, *, timeout: int = 60 * SECOND, key: str = "") -> asyncio.Task[PollNexusTaskQueueResponse]:
+        request = PollNexusTaskQueueRequest(task_queue=TaskQueue(name="q"), identity="worker", worker_instance_key=key)
+        deadline = self.clock.now() + timeout
+        return asyncio.create_task(
+            _poll(self.engine.poll_nexus_task_queue, request, deadline, PollNexusTaskQueueResponse)
         )
 
     def poll_activity(

@@ -50,7 +50,8 @@ Handler = Callable[["Frontend", Any, CallContext], Awaitable[Message | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """What GetClusterInfo and ListClusters tell. id: a UUID, made when the database was made."""
+    """What GetClusterInfo and ListClusters tell. id: a UUID, made when the database was made. address: host:port, set
+    when the frontend listens."""
 
     id: str
     name: str = "active"

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import grpc
@@ -123,6 +123,8 @@ async def serve(frontend: Frontend, host: str, port: int) -> Listener:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError as e:
         raise OSError(f"cannot listen on {host}:{port}: {e}") from None
+    # With port 0 it is known only now.
+    frontend.cluster = replace(frontend.cluster, address=f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}")
     await server.start()
     for name in ["", *served]:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -1,4 +1,4 @@
-"""Task queues and their workers."""
+"""Task queues and their workers; polls for Nexus tasks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from temporalio.api.workflowservice.v1 import (
     DescribeTaskQueueResponse,
     ListTaskQueuePartitionsRequest,
     ListTaskQueuePartitionsResponse,
+    PollNexusTaskQueueRequest,
     ShutdownWorkerRequest,
     ShutdownWorkerResponse,
 )
 
-from perdure.config.dynamic import CANCEL_POLLS_ON_SHUTDOWN, MAX_ID_LENGTH
+from perdure.config.dynamic import CANCEL_POLLS_ON_SHUTDOWN, MATCHING_LONG_POLL_EXPIRATION, MAX_ID_LENGTH
 from perdure.errors import invalid_argument, unimplemented
 from perdure.frontend import validation
 from perdure.frontend.rpc import CallContext, Frontend, Handler
+from perdure.frontend.workflow_tasks import check_poll
 
 _WORKFLOW = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
 _ACTIVITY = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+_NEXUS = TaskQueueType.TASK_QUEUE_TYPE_NEXUS
 
 
 async def describe_task_queue(
@@ -54,6 +57,18 @@ async def list_task_queue_partitions(
     return await frontend.matching.list_task_queue_partitions(namespace.id, request)
 
 
+async def poll_nexus_task_queue(frontend: Frontend, request: PollNexusTaskQueueRequest, context: CallContext) -> bytes:
+    """Nothing makes Nexus tasks yet, but workers with Nexus handlers poll for them beside all else that they do."""
+    config = frontend.config
+    namespace = frontend.namespace(request.namespace)
+    check_poll(request, config)
+    at_most = config.get(MATCHING_LONG_POLL_EXPIRATION, namespace.name, request.task_queue.name)
+    deadline = frontend.poll_deadline(context, at_most)
+    if deadline is None:
+        return b""
+    return await frontend.matching.poll_nexus_task_queue(namespace.id, request, deadline)
+
+
 async def shutdown_worker(
     frontend: Frontend, request: ShutdownWorkerRequest, context: CallContext
 ) -> ShutdownWorkerResponse:
@@ -67,7 +82,7 @@ async def shutdown_worker(
     for kind in request.task_queue_types:
         validation.check_enum(kind, TaskQueueType, "TaskQueueType")
     if request.worker_instance_key and request.task_queue and config.get(CANCEL_POLLS_ON_SHUTDOWN, namespace.name):
-        types = [int(t) for t in request.task_queue_types if t] or [int(_WORKFLOW), int(_ACTIVITY)]
+        types = [int(t) for t in request.task_queue_types if t] or [int(_WORKFLOW), int(_ACTIVITY), int(_NEXUS)]
         await frontend.matching.cancel_polls(namespace.id, request.task_queue, types, request.worker_instance_key)
     if request.sticky_task_queue:
         await frontend.matching.force_unload(namespace.id, request.sticky_task_queue)
@@ -77,5 +92,6 @@ async def shutdown_worker(
 RPCS: dict[str, Handler] = {
     "DescribeTaskQueue": describe_task_queue,
     "ListTaskQueuePartitions": list_task_queue_partitions,
+    "PollNexusTaskQueue": poll_nexus_task_queue,
     "ShutdownWorker": shutdown_worker,
 }

@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import (
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollActivityTaskQueueRequest,
+    PollNexusTaskQueueRequest,
     PollWorkflowTaskQueueRequest,
     ResetStickyTaskQueueRequest,
     ResetStickyTaskQueueResponse,
@@ -127,8 +128,11 @@ async def reset_sticky_task_queue(
     return ResetStickyTaskQueueResponse()
 
 
-def check_poll(request: PollWorkflowTaskQueueRequest | PollActivityTaskQueueRequest, config: DynamicConfig) -> None:
-    """What polls of both kinds have in common. Raises ServiceError INVALID_ARGUMENT."""
+def check_poll(
+    request: PollWorkflowTaskQueueRequest | PollActivityTaskQueueRequest | PollNexusTaskQueueRequest,
+    config: DynamicConfig,
+) -> None:
+    """What polls of all kinds have in common. Raises ServiceError INVALID_ARGUMENT."""
     limit = config.get(MAX_ID_LENGTH)
     validation.check_task_queue(request.task_queue, request.HasField("task_queue"), config)
     validation.check_id(request.identity, limit, "Identity")

@@ -15,6 +15,7 @@ from temporalio.api.workflowservice.v1 import (
     ListTaskQueuePartitionsRequest,
     ListTaskQueuePartitionsResponse,
     PollActivityTaskQueueRequest,
+    PollNexusTaskQueueRequest,
     PollWorkflowTaskQueueRequest,
     RespondQueryTaskCompletedRequest,
 )
@@ -78,6 +79,12 @@ class MatchingClient(Protocol):
     async def poll_activity_task_queue(
         self, namespace_id: str, request: PollActivityTaskQueueRequest, deadline: int
     ) -> bytes: ...
+
+    async def poll_nexus_task_queue(
+        self, namespace_id: str, request: PollNexusTaskQueueRequest, deadline: int
+    ) -> bytes:
+        """As the other polls; nothing makes Nexus tasks yet, so it answers empty."""
+        ...
 
     async def describe_task_queue(
         self, namespace_id: str, request: DescribeTaskQueueRequest

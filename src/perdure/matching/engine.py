@@ -20,6 +20,7 @@ from temporalio.api.workflowservice.v1 import (
     ListTaskQueuePartitionsRequest,
     ListTaskQueuePartitionsResponse,
     PollActivityTaskQueueRequest,
+    PollNexusTaskQueueRequest,
     PollWorkflowTaskQueueRequest,
     RespondQueryTaskCompletedRequest,
 )
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 WORKFLOW = int(TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
 ACTIVITY = int(TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
+NEXUS = int(TaskQueueType.TASK_QUEUE_TYPE_NEXUS)
 STICKY = TaskQueueKind.TASK_QUEUE_KIND_STICKY
 
 _SHUT_DOWN_MEMORY = MINUTE  # how long polls of a worker that shut down are refused
@@ -81,7 +83,7 @@ class MatchingEngine:
         self._config = config
         self._namespace_name = namespace_name
         self._physical_partitions = physical_partitions
-        self._host = host
+        self.host = host
         self.counters = Counters()
         self._env = Env(store, history, clock, config, self._spawn, os.urandom(8).hex(), self.counters)
         self._partitions: dict[tuple[str, str, int], Partition] = {}
@@ -168,6 +170,16 @@ class MatchingEngine:
         partition = self._partitions.get(key)
         if partition is None:
             partition = Partition(self._env, key, self._namespace_name(namespace_id), name, sticky=True)
+            self._partitions[key] = partition
+        return partition
+
+    def _nexus(self, namespace_id: str, name: str) -> Partition:
+        """Nexus tasks are requests that somebody waits for: there is no backlog of them."""
+        base, _ = parse_partition(name)
+        key = TaskQueueKey(namespace_id, base, NEXUS)
+        partition = self._partitions.get(key)
+        if partition is None:
+            partition = Partition(self._env, key, self._namespace_name(namespace_id), base, sticky=True)
             self._partitions[key] = partition
         return partition
 
@@ -274,6 +286,15 @@ class MatchingEngine:
         poller = _poller(request, partition.base_name, "")
         return await partition.poll(poller, self._bounded(deadline, partition), rate)
 
+    async def poll_nexus_task_queue(
+        self, namespace_id: str, request: PollNexusTaskQueueRequest, deadline: int
+    ) -> bytes:
+        if self._stopped or self._is_shut_down(request.worker_instance_key):
+            return b""
+        partition = self._nexus(namespace_id, request.task_queue.name)
+        poller = _poller(request, partition.base_name, "")
+        return await partition.poll(poller, self._bounded(deadline, partition), None)
+
     def _bounded(self, deadline: int, partition: Partition) -> int:
         longest = self._config.get(MATCHING_LONG_POLL_EXPIRATION, partition.namespace, partition.base_name)
         return min(deadline, self._clock.now() + longest)
@@ -378,7 +399,7 @@ class MatchingEngine:
         base, _ = parse_partition(request.task_queue.name)
         read, write = self._counts(self._namespace_name(namespace_id), base)
         partitions = [
-            TaskQueuePartitionMetadata(key=partition_name(base, i), owner_host_name=self._host)
+            TaskQueuePartitionMetadata(key=partition_name(base, i), owner_host_name=self.host)
             for i in range(max(read, write))
         ]
         return ListTaskQueuePartitionsResponse(
@@ -410,7 +431,11 @@ class MatchingEngine:
                 await partition.close()
 
 
-def _poller(request: PollWorkflowTaskQueueRequest | PollActivityTaskQueueRequest, normal: str, sticky: str) -> Poller:
+def _poller(
+    request: PollWorkflowTaskQueueRequest | PollActivityTaskQueueRequest | PollNexusTaskQueueRequest,
+    normal: str,
+    sticky: str,
+) -> Poller:
     version = deployment = b""
     if request.HasField("worker_version_capabilities"):
         version = request.worker_version_capabilities.SerializeToString()
