@@ -1,0 +1,31 @@
+"""`python -m tests.frontend.whole [KEY=JSON_VALUE]…`: a whole server, in memory. Prints its address, serves until its
+input ends, and logs to standard error; at the end what has failed in it, if anything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import uvloop
+
+from perdure.config.dynamic import DynamicConfig, parse_assignment
+from perdure.server import Server, ServerConfig
+
+
+async def main() -> None:
+    dynamic = DynamicConfig()
+    for text in sys.argv[1:]:
+        dynamic.set(*parse_assignment(text))
+    server = Server(ServerConfig(port=0, dynamic=dynamic))
+    await server.start()
+    print(server.address, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+    if failures := {**server.history.failures, **server.frontend.internal_errors}:
+        logging.error("failures: %s", failures)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    uvloop.run(main())
