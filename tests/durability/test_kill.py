@@ -18,13 +18,14 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import CancelledError, ChildWorkflowError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from sdk.server import Server
 from sdk.world import check_histories
 
-ROUNDS = 3
+ROUNDS = 2
 SIGNALS = 3
 UPDATES = 2
 QUEUE = "durable"
@@ -33,8 +34,8 @@ SECONDS_A_KILL = 1.0
 T = TypeVar("T")
 
 # A task whose hand-out was lost with the server's process is noticed by its timeout: short ones make a short test.
-TASK_TIMEOUT = timedelta(seconds=3)
-ACTIVITY_TIMEOUT = timedelta(seconds=3)
+TASK_TIMEOUT = timedelta(seconds=2)
+ACTIVITY_TIMEOUT = timedelta(seconds=2)
 STICKY_TIMEOUT = timedelta(seconds=1)
 
 LOST = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN}
@@ -48,10 +49,29 @@ async def double(n: int) -> int:
 
 @workflow.defn
 class Child:
+    """Waits for its parent's word; continues as new until its last run."""
+
+    def __init__(self) -> None:
+        self.told = False
+
     @workflow.run
-    async def run(self, n: int) -> int:
-        await workflow.sleep(0.05)
-        return await act(n)
+    async def run(self, n: int, runs: int) -> int:
+        await workflow.wait_condition(lambda: self.told or workflow.info().continued_run_id is not None)
+        done = await act(n)
+        if runs > 1:
+            workflow.continue_as_new(args=[n, runs - 1])
+        return done
+
+    @workflow.signal
+    def go(self) -> None:
+        self.told = True
+
+
+@workflow.defn
+class Cancelled:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
 
 
 @workflow.defn
@@ -66,8 +86,15 @@ class Durable:
         for i in range(ROUNDS):
             done.append(await act(n + i))
             await workflow.sleep(timedelta(seconds=workflow.random().random() * 0.5))
-            child = f"{workflow.info().workflow_id}/{i}"
-            done.append(await workflow.execute_child_workflow(Child.run, n - i, id=child, task_timeout=TASK_TIMEOUT))
+            child = await workflow.start_child_workflow(
+                Child.run,
+                args=[n - i, 2 if i == 0 else 1],
+                id=f"{workflow.info().workflow_id}/{i}",
+                task_timeout=TASK_TIMEOUT,
+            )
+            await child.signal(Child.go)
+            done.append(await child)
+        await self.cancel_a_child()
         done += await asyncio.gather(*(act(n * i) for i in range(3)))
         await workflow.wait_condition(
             lambda: (
@@ -75,6 +102,16 @@ class Durable:
             )
         )
         return done
+
+    async def cancel_a_child(self) -> None:
+        child = await workflow.start_child_workflow(
+            Cancelled.run, id=f"{workflow.info().workflow_id}/cancelled", task_timeout=TASK_TIMEOUT
+        )
+        child.cancel()
+        try:
+            await child
+        except ChildWorkflowError as e:
+            assert isinstance(e.cause, CancelledError)
 
     @workflow.signal
     def tell(self, i: int) -> None:
@@ -85,6 +122,9 @@ class Durable:
         changed = await act(i)
         self.updates.append(i)
         return changed
+
+
+WORKFLOWS = [Durable, Child, Cancelled]
 
 
 async def act(n: int) -> int:
@@ -186,7 +226,7 @@ async def test_kill(tmp_path: Path, workflows: int, kills: int) -> None:
         async with Worker(
             client,
             task_queue=QUEUE,
-            workflows=[Durable, Child],
+            workflows=WORKFLOWS,
             activities=[double],
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
@@ -202,8 +242,8 @@ async def test_kill(tmp_path: Path, workflows: int, kills: int) -> None:
 
 async def check(client: Client, acknowledged: Acknowledged, workflows: int) -> None:
     assert len(acknowledged.starts) == workflows
-    histories = await check_histories(client, set(acknowledged.starts.items()), [Durable, Child])
-    assert len(histories) == workflows * (1 + ROUNDS)  # each child is one
+    histories = await check_histories(client, set(acknowledged.starts.items()), WORKFLOWS)
+    assert len(histories) == workflows * (1 + ROUNDS + 1 + 1)  # children, a second run of one, a cancelled one
     for workflow_id, run_id in acknowledged.starts.items():
         history = histories[workflow_id, run_id]
         assert sorted(int(s) for s in signals(history)) == sorted(acknowledged.signals[workflow_id])  # each once
