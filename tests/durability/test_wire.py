@@ -19,10 +19,12 @@ from temporalio.api.enums.v1 import (
     WorkflowIdConflictPolicy,
     WorkflowTaskFailedCause,
 )
+from temporalio.api.query.v1 import WorkflowQueryResult
 from temporalio.api.sdk.v1 import WorkflowTaskCompletedMetadata
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueResponse,
+    RecordActivityTaskHeartbeatRequest,
     RequestCancelWorkflowExecutionRequest,
     RespondQueryTaskCompletedRequest,
     SignalWithStartWorkflowExecutionRequest,
@@ -117,6 +119,21 @@ async def test_a_sticky_task_that_nobody_takes_goes_to_any_worker(channel: Chann
     check_well_formed(await run.stored())
 
 
+@pytest.mark.parametrize("how", ["fails", "times out"])
+async def test_a_task_that_went_wrong_goes_to_any_worker(channel: Channel, how: str) -> None:
+    run = await channel.start(task_timeout=1)
+    await idle(run, sticky=10)
+    await run.signal("a")
+    task = await run.poll(sticky=True)
+    if how == "fails":
+        await run.fail(task)
+    task = await run.poll()
+    assert task.attempt == 1  # the worker's cache may have been at fault, which does not count
+    exactly(task)
+    await run.complete(task, COMPLETE)
+    check_well_formed(await run.stored())
+
+
 LARGE = b"x" * 400_000
 
 
@@ -201,6 +218,28 @@ async def test_the_task_of_a_direct_query(channel: Channel, sticky: bool) -> Non
     )
     assert (await asked).query_result == text("answer")
     assert types(await run.stored())[-1] == "WorkflowTaskCompleted"
+
+
+async def test_a_query_waits_for_what_was_before_it(channel: Channel) -> None:
+    """It comes with the pending task, so that its answer knows the signal."""
+    run = await channel.start()
+    await idle(run)
+    await run.signal("a")
+    asked = run.query()
+    await query_arrived(run)
+    task = await run.poll()
+    exactly(task)
+    ((query_id, query),) = task.queries.items()
+    assert query.query_type == "state"
+    await run.complete(task, query_results={query_id: WorkflowQueryResult(result_type=1, answer=text("answer"))})
+    assert (await asked).query_result == text("answer")
+    assert types(await run.stored())[-1] == "WorkflowTaskCompleted"
+
+
+async def query_arrived(run: Run) -> None:
+    """No call tells that a query waits; calls on one workflow are done in turn, so another one gives it the time."""
+    for _ in range(10):
+        await attempt(run)
 
 
 # --- tasks that are in no store ---
@@ -319,6 +358,64 @@ async def admitted(run: Run) -> None:
     raise AssertionError("no workflow task is pending")
 
 
+async def test_a_task_with_an_accepted_and_a_rejected_update(channel: Channel) -> None:
+    run = await channel.start()
+    await idle(run)
+    yes, no = run.update("yes"), run.update("no")
+    seen: list[str] = []
+    while len(seen) < 2:  # together or one after the other, as they arrived
+        task = await run.poll()
+        exactly(task)
+        answers = []
+        for message in task.messages:
+            seen.append(message.protocol_instance_id)
+            if seen[-1] == "yes":
+                answers += [accept(message), respond(message, "done")]
+            else:
+                answers.append(reject(message, "no"))
+        commands = [protocol_message(a) for a in answers if not a.id.endswith("reject")]
+        await run.complete(task, *commands, messages=answers)
+    assert sorted(seen) == ["no", "yes"]
+    assert (await yes).outcome.success == text("done")
+    assert (await no).outcome.failure.message == "no"
+    after = types(await run.stored())
+    assert after.count("WorkflowExecutionUpdateAccepted") == after.count("WorkflowExecutionUpdateCompleted") == 1
+    check_well_formed(await run.stored())
+
+
+async def test_an_update_that_comes_while_a_task_is_at_work_gets_the_next_one(channel: Channel) -> None:
+    run = await channel.start()
+    task = await run.poll()
+    update = run.update("late")
+    await query_arrived(run)
+    await run.complete(task)
+    task = await run.poll()
+    exactly(task)
+    (message,) = task.messages
+    answers = [accept(message), respond(message, "done")]
+    await run.complete(task, *map(protocol_message, answers), COMPLETE, messages=answers)
+    assert (await update).outcome.success == text("done")
+    assert types(await run.stored())[-1] == "WorkflowExecutionCompleted"
+
+
+async def test_an_update_outlives_the_worker_that_had_it(channel: Channel) -> None:
+    run = await channel.start(task_timeout=1)
+    await idle(run)
+    update = run.update("again")
+    lost = await run.poll()
+    assert [m.protocol_instance_id for m in lost.messages] == ["again"]
+    task = await run.poll()
+    exactly(task)
+    (message,) = task.messages
+    answers = [accept(message), respond(message, "done")]
+    await run.complete(task, *map(protocol_message, answers), messages=answers)
+    assert (await update).outcome.success == text("done")
+    with pytest.raises(grpc.aio.AioRpcError) as late:
+        await run.complete(lost)
+    assert late.value.code() == grpc.StatusCode.NOT_FOUND
+    check_well_formed(await run.stored())
+
+
 # --- events that come while a task is at work ---
 
 
@@ -360,6 +457,32 @@ async def test_a_failed_task_flushes_what_was_buffered(channel: Channel) -> None
     assert types(task.history.events)[3:5] == ["WorkflowTaskFailed", "WorkflowExecutionSignaled"]
     await run.complete(task, COMPLETE)
     check_well_formed(await run.stored())
+
+
+async def test_a_timed_out_task_flushes_what_was_buffered(channel: Channel) -> None:
+    run = await channel.start(task_timeout=1)
+    await run.poll()
+    await run.signal("a")
+    task = await run.poll()
+    exactly(task)
+    assert types(task.history.events)[3:5] == ["WorkflowTaskTimedOut", "WorkflowExecutionSignaled"]
+    await run.complete(task, COMPLETE)
+    check_well_formed(await run.stored())
+
+
+async def test_a_terminated_workflow_keeps_what_was_buffered(channel: Channel) -> None:
+    run = await channel.start()
+    task = await run.poll()
+    await run.signal("a")
+    await run.terminate()
+    assert types(await run.stored())[3:] == [
+        "WorkflowTaskFailed",
+        "WorkflowExecutionSignaled",
+        "WorkflowExecutionTerminated",
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as late:
+        await run.complete(task)
+    assert late.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def test_an_end_that_meets_buffered_events_is_refused(channel: Channel) -> None:
@@ -557,6 +680,39 @@ async def test_a_task_at_work_outlives_the_server(tmp_path: Path) -> None:
             "WorkflowTaskStarted",
         ]
         await run.complete(task, COMPLETE)
+        await channel.channel.close()
+    finally:
+        server.close()
+
+
+async def test_an_activitys_attempt_and_heartbeat_outlive_the_server(tmp_path: Path) -> None:
+    """Neither has an event."""
+    server = Server(tmp_path, durable=True)
+    server.start()
+    try:
+        channel = Channel(server.address)
+        run = await channel.start()
+        retry = RetryPolicy(initial_interval=seconds(0.01))
+        command = schedule_activity(run.queue, retry_policy=retry, heartbeat_timeout=seconds(2))
+        await run.complete(await run.poll(), command)
+        await run.fail_activity(await run.poll_activity(), "the first")
+        task = await run.poll_activity()
+        beat = RecordActivityTaskHeartbeatRequest(
+            namespace=NAMESPACE, task_token=task.task_token, details=text("half"), identity="worker"
+        )
+        await run.stub.RecordActivityTaskHeartbeat(beat)
+        server.kill()
+        server.start()
+        await channel.channel.close()
+        channel = Channel(server.address)
+        run.stub = channel.stub
+        task = await run.poll_activity()  # after the heartbeat timeout
+        assert task.attempt == 3
+        assert task.heartbeat_details == text("half")
+        await run.complete_activity(task, "result")
+        started = next(e for e in await run.stored() if types([e]) == ["ActivityTaskStarted"])
+        assert attributes(started).attempt == 3
+        assert attributes(started).last_failure.HasField("timeout_failure_info")
         await channel.channel.close()
     finally:
         server.close()
