@@ -22,9 +22,11 @@ from perdure.persistence.api import (
     QueueMessage,
     RunWrite,
     ShardFenced,
+    ShardRecord,
     Store,
     TaskCategory,
     TaskQueueKey,
+    TaskQueueRecord,
     TaskRow,
     Unavailable,
 )
@@ -113,6 +115,28 @@ async def test_acquiring_a_shard_counts_its_range_id_up(store: Store) -> None:
     second = await store.acquire_shard(7, "two")
     assert (second.shard_id, second.range_id, second.owner, second.blob) == (7, 2, "two", b"levels")
     assert (await store.acquire_shard(8, "one")).range_id == 1
+
+
+async def test_a_shard_is_acquired_above_a_range_id(store: Store) -> None:
+    assert (await store.acquire_shard(1, "copy", 40)).range_id == 40
+    assert (await store.acquire_shard(1, "copy", 40)).range_id == 41
+    assert (await store.acquire_shard(1, "copy", 100)).range_id == 100
+    assert (await store.acquire_shard(1, "host")).range_id == 101
+    with pytest.raises(ShardFenced):
+        await store.update_shard(1, 100, b"stale")
+
+
+async def test_shards_are_listed(store: Store) -> None:
+    assert await store.list_shards() == []
+    for shard_id in (3, 1, 20):
+        await store.acquire_shard(shard_id, f"host {shard_id}")
+    await store.update_shard(3, 1, b"levels")
+    await store.acquire_shard(20, "other")
+    assert await store.list_shards() == [
+        ShardRecord(1, 1, "host 1", b""),
+        ShardRecord(3, 1, "host 3", b"levels"),
+        ShardRecord(20, 2, "other", b""),
+    ]
 
 
 async def test_a_stale_owner_cannot_update_its_shard(store: Store) -> None:
@@ -667,6 +691,25 @@ async def test_a_level_that_exists_fails(store: Store) -> None:
     assert await store.read_backlog(KEY, 0, 10) == [BacklogTask(1, b"first")]
 
 
+async def test_a_task_queue_is_leased_above_a_range_id(store: Store) -> None:
+    assert await store.lease_task_queue(KEY, 7) == TaskQueueRecord(7, 0, b"")
+    assert (await store.lease_task_queue(KEY, 7)).range_id == 8
+    assert (await store.lease_task_queue(KEY, 50)).range_id == 50
+    with pytest.raises(ConditionFailed):
+        await store.append_backlog(KEY, 8, [BacklogTask(1, b"")])
+
+
+async def test_a_task_queue_is_read_without_taking_it(store: Store) -> None:
+    with pytest.raises(NotFound):
+        await store.read_task_queue(KEY)
+    await store.lease_task_queue(KEY)
+    await store.update_task_queue(KEY, 1, 17, b"blob")
+    for _ in range(2):
+        assert await store.read_task_queue(KEY) == TaskQueueRecord(1, 17, b"blob")
+    with pytest.raises(NotFound):
+        await store.read_task_queue(KEY._replace(name="other"))
+
+
 async def test_deleting_a_task_queue(store: Store) -> None:
     await store.lease_task_queue(KEY)
     await store.append_backlog(KEY, 1, [BacklogTask(1, b""), BacklogTask(2, b"")])
@@ -741,6 +784,14 @@ async def test_documents_are_listed_by_key(store: Store) -> None:
     assert [d.key for d in await store.list_documents("kind", limit=3)] == ordered[:3]
     assert [d.key for d in await store.list_documents("kind", ordered[2], 3)] == ordered[3:6]
     assert await store.list_documents("none") == []
+
+
+async def test_kinds_of_documents_are_listed(store: Store) -> None:
+    assert await store.list_document_kinds() == []
+    for kind, key in (("b", "1"), ("a", "1"), ("b", "2"), ("B", "1"), ("gone", "1")):
+        await store.put_document(kind, key, 0, b"")
+    await store.delete_document("gone", "1", 1)
+    assert await store.list_document_kinds() == ["B", "a", "b"]
 
 
 # --- queues of messages ----------------------------------------------------------------------------------------------

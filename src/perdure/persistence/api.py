@@ -64,8 +64,13 @@ class ShardRecord:
 
 
 class ShardStore(Protocol):
-    async def acquire_shard(self, shard_id: int, owner: str) -> ShardRecord:
-        """Takes the shard, from whoever had it: creates the record, or adds one to its range id. Returns it."""
+    async def acquire_shard(self, shard_id: int, owner: str, at_least: int = 1) -> ShardRecord:
+        """Takes the shard, from whoever had it: creates the record, or adds one to its range id. Returns it. at_least:
+        the new range id is not below this, so that a copy of another database goes on above the ids used there."""
+        ...
+
+    async def list_shards(self) -> list[ShardRecord]:
+        """All that were ever acquired, by shard id."""
         ...
 
     async def update_shard(self, shard_id: int, range_id: int, blob: bytes) -> None:
@@ -258,8 +263,12 @@ class BacklogTask(NamedTuple):
 
 
 class TaskQueueStore(Protocol):
-    async def lease_task_queue(self, key: TaskQueueKey) -> TaskQueueRecord:
-        """Creates the record or adds one to its range id; returns it."""
+    async def lease_task_queue(self, key: TaskQueueKey, at_least: int = 1) -> TaskQueueRecord:
+        """Creates the record or adds one to its range id; returns it. at_least: as of `acquire_shard`."""
+        ...
+
+    async def read_task_queue(self, key: TaskQueueKey) -> TaskQueueRecord:
+        """As it is, without taking it. Raises NotFound."""
         ...
 
     async def update_task_queue(self, key: TaskQueueKey, range_id: int, ack_level: int, blob: bytes) -> None:
@@ -315,6 +324,10 @@ class MetadataStore(Protocol):
 
     async def list_documents(self, kind: str, after_key: str = "", limit: int = 1000) -> list[Document]:
         """Ordered by key."""
+        ...
+
+    async def list_document_kinds(self) -> list[str]:
+        """Every kind of which there is a document, in order."""
         ...
 
 

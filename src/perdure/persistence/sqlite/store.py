@@ -116,18 +116,24 @@ class SqliteStore:
 
     # --- shards ------------------------------------------------------------------------------------------------------
 
-    async def acquire_shard(self, shard_id: int, owner: str) -> ShardRecord:
+    async def acquire_shard(self, shard_id: int, owner: str, at_least: int = 1) -> ShardRecord:
         def acquire(connection: sqlite3.Connection) -> ShardRecord:
             self._fences.pop(shard_id, None)
             connection.execute(
-                "INSERT INTO shard VALUES (?, 1, ?, x'')"
-                " ON CONFLICT DO UPDATE SET range_id = range_id + 1, owner = excluded.owner",
-                (shard_id, owner),
+                "INSERT INTO shard VALUES (?, ?, ?, x'') ON CONFLICT DO UPDATE"
+                " SET range_id = max(range_id + 1, excluded.range_id), owner = excluded.owner",
+                (shard_id, at_least, owner),
             )
             row = connection.execute("SELECT * FROM shard WHERE shard_id = ?", (shard_id,)).fetchone()
             return ShardRecord(*row)
 
         return await self.database.write(acquire)
+
+    async def list_shards(self) -> list[ShardRecord]:
+        rows = await self.database.read(
+            lambda connection: connection.execute("SELECT * FROM shard ORDER BY shard_id").fetchall()
+        )
+        return [ShardRecord(*row) for row in rows]
 
     async def update_shard(self, shard_id: int, range_id: int, blob: bytes) -> None:
         def update(connection: sqlite3.Connection) -> None:
@@ -364,18 +370,28 @@ class SqliteStore:
 
     # --- task queues -------------------------------------------------------------------------------------------------
 
-    async def lease_task_queue(self, key: TaskQueueKey) -> TaskQueueRecord:
+    async def lease_task_queue(self, key: TaskQueueKey, at_least: int = 1) -> TaskQueueRecord:
         def lease(connection: sqlite3.Connection) -> TaskQueueRecord:
             connection.execute(
                 "INSERT INTO task_queue (namespace_id, name, type, range_id, ack_level, blob)"
-                " VALUES (?, ?, ?, 1, 0, x'')"
-                " ON CONFLICT (namespace_id, name, type) DO UPDATE SET range_id = range_id + 1",
-                key,
+                " VALUES (?, ?, ?, ?, 0, x'') ON CONFLICT (namespace_id, name, type) DO UPDATE"
+                " SET range_id = max(range_id + 1, excluded.range_id)",
+                (*key, at_least),
             )
             row = connection.execute("SELECT range_id, ack_level, blob FROM task_queue" + BY_QUEUE, key).fetchone()
             return TaskQueueRecord(*row)
 
         return await self.database.write(lease)
+
+    async def read_task_queue(self, key: TaskQueueKey) -> TaskQueueRecord:
+        row = self.database.read_now(
+            lambda connection: connection.execute(
+                "SELECT range_id, ack_level, blob FROM task_queue" + BY_QUEUE, key
+            ).fetchone()
+        )
+        if row is None:
+            raise NotFound(f"task queue {key.name}")
+        return TaskQueueRecord(*row)
 
     async def update_task_queue(self, key: TaskQueueKey, range_id: int, ack_level: int, blob: bytes) -> None:
         def update(connection: sqlite3.Connection) -> None:
@@ -487,6 +503,12 @@ class SqliteStore:
             ).fetchall()
         )
         return [Document(*row) for row in rows]
+
+    async def list_document_kinds(self) -> list[str]:
+        rows = await self.database.read(
+            lambda connection: connection.execute("SELECT DISTINCT kind FROM document ORDER BY kind").fetchall()
+        )
+        return [row[0] for row in rows]
 
     # --- queues of messages ------------------------------------------------------------------------------------------
 
