@@ -75,6 +75,7 @@ class Server:
         try:
             visibility = SqliteVisibility(store.database)
             await visibility.open()
+            store.carry_visibility(visibility.write_along)
             cluster = await load_cluster(store, config.shards)
             namespaces = self.namespaces = NamespaceRegistry(store, self.clock)
             await namespaces.load()

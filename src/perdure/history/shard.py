@@ -22,7 +22,7 @@ from perdure.clock import Clock
 from perdure.history.core import closing
 from perdure.history.core import state as core_state
 from perdure.history.core.state import State
-from perdure.history.core.tasks import Task, category_of, encode
+from perdure.history.core.tasks import Task, UpsertVisibility, category_of, encode
 from perdure.history.core.txn import Environment, TimerRequest, Txn, batches
 from perdure.history.queues.immediate import ImmediateQueue
 from perdure.history.queues.retrying import Retrying
@@ -43,6 +43,7 @@ from perdure.persistence.api import (
     TaskRow,
     Unavailable,
 )
+from perdure.visibility.api import VisibilityRecord
 
 log = logging.getLogger("perdure.history")
 
@@ -181,6 +182,7 @@ class Shard:
         self.owner = owner
         self.services = services
         self.store = services.store
+        self._visibility_along = services.store.carries_visibility
         self.clock = services.clock
         self.range_id = 0
         self._sequence = 0
@@ -340,20 +342,21 @@ class Shard:
             return
         writes: list[RunWrite] = []
         rows: list[TaskRow] = []
+        records: list[VisibilityRecord] = []
         started: list[tuple[RunContext, Txn, list[tuple[TaskCategory, int, Task]], list[tuple[TimerRequest, int]]]] = []
         nodes_of: list[list[HistoryNode]] = []
         try:
             for c, t in steps:
                 nodes = self._nodes(t)
                 t.state.run.transition_count += 1
-                immediate, timers = self._task_rows(t, rows)
+                immediate, timers = self._task_rows(t, rows, records)
                 row, put, removed = t.state.rows()
                 namespace_id, workflow_id, run_id = c.key
                 writes.append(RunWrite(namespace_id, workflow_id, run_id, t.state.version, row, put, removed, nodes))
                 nodes_of.append(nodes)
                 started.append((c, t, immediate, timers))
             currents = await self._current_writes(steps, expected_current)
-            await self.store.commit(Commit(self.shard_id, self.range_id, writes, currents, rows))
+            await self.store.commit(Commit(self.shard_id, self.range_id, writes, currents, rows, records))
         except BaseException as error:
             self._undo(steps, rows)
             if isinstance(error, CurrentConflict):
@@ -462,11 +465,14 @@ class Shard:
         return nodes
 
     def _task_rows(
-        self, txn: Txn, rows: list[TaskRow]
+        self, txn: Txn, rows: list[TaskRow], records: list[VisibilityRecord]
     ) -> tuple[list[tuple[TaskCategory, int, Task]], list[tuple[TimerRequest, int]]]:
         immediate: list[tuple[TaskCategory, int, Task]] = []
         timers: list[tuple[TimerRequest, int]] = []
         for task in txn.tasks:
+            if self._visibility_along and isinstance(task, UpsertVisibility):
+                records.append(core_state.visibility_record(txn.state))
+                continue
             self._fill(txn, task)
             category = category_of(task)
             task_id = self.new_task_id()
@@ -610,9 +616,7 @@ class Shard:
         self.wake_watchers(context.key)
 
 
-def _unwatch(
-    watchers: dict[RunKey, set[asyncio.Future[None]]], key: RunKey, watcher: asyncio.Future[None]
-) -> None:
+def _unwatch(watchers: dict[RunKey, set[asyncio.Future[None]]], key: RunKey, watcher: asyncio.Future[None]) -> None:
     of_run = watchers.get(key)
     if of_run is not None:
         of_run.discard(watcher)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+from perdure.visibility.api import VisibilityRecord
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,13 +166,15 @@ class RunWrite:
 
 @dataclass(slots=True)
 class Commit:
-    """All effects of one operation of one shard: written together or not at all."""
+    """All effects of one operation of one shard: written together or not at all. visibility: only for a store that
+    carries visibility (see `ExecutionStore.carries_visibility`)."""
 
     shard_id: int
     range_id: int
     runs: Sequence[RunWrite] = ()
     currents: Sequence[CurrentWrite] = ()
     tasks: Sequence[TaskRow] = ()
+    visibility: Sequence[VisibilityRecord] = ()
 
 
 @dataclass(slots=True)
@@ -181,6 +185,12 @@ class RunRecord:
 
 
 class ExecutionStore(Protocol):
+    @property
+    def carries_visibility(self) -> bool:
+        """Visibility lives in the same database, and a commit's `visibility` records are written with it: then no
+        visibility task is needed, and what is listed is never behind."""
+        ...
+
     async def commit(self, commit: Commit) -> None:
         """Durable when it returns. Commits that wait are written in groups; one whose condition fails leaves the others
         of its group alone. Raises ShardFenced, ConditionFailed, CurrentConflict, Unavailable."""

@@ -91,17 +91,21 @@ class SqliteVisibility:
             namespace = await self._number_namespace(record.namespace_id)
         await self._database.write(lambda connection: _upsert(connection, namespace, record, values))
 
+    def write_along(self, connection: sqlite3.Connection, record: VisibilityRecord) -> None:
+        """`upsert` within a transaction of somebody else in the same database (see SqliteStore.carry_visibility)."""
+        values = attributes.decode_stored(record.search_attributes) if record.search_attributes else {}
+        namespace = self._namespaces.get(record.namespace_id)
+        if namespace is None:
+            namespace = self._namespace(record.namespace_id)
+            if namespace < 0:  # its first record; the number is remembered once it is committed
+                namespace = _number(connection, record.namespace_id)
+        _upsert(connection, namespace, record, values)
+
     async def _number_namespace(self, namespace_id: str) -> int:
         """In a write of its own: remembered only when it is durable."""
 
-        def number(connection: sqlite3.Connection) -> int:
-            found = _find_namespace(connection, namespace_id)
-            if found is not None:
-                return found
-            statement = "INSERT INTO visibility_namespaces (namespace_id) VALUES (?) RETURNING number"
-            return int(connection.execute(statement, (namespace_id,)).fetchone()[0])
-
-        self._namespaces[namespace_id] = found = await self._database.write(number)
+        found = await self._database.write(lambda connection: _number(connection, namespace_id))
+        self._namespaces[namespace_id] = found
         return found
 
     def _namespace(self, namespace_id: str) -> int:
@@ -183,6 +187,14 @@ def _find_namespace(connection: sqlite3.Connection, namespace_id: str) -> int | 
     statement = "SELECT number FROM visibility_namespaces WHERE namespace_id = ?"
     row = connection.execute(statement, (namespace_id,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _number(connection: sqlite3.Connection, namespace_id: str) -> int:
+    found = _find_namespace(connection, namespace_id)
+    if found is not None:
+        return found
+    statement = "INSERT INTO visibility_namespaces (namespace_id) VALUES (?) RETURNING number"
+    return int(connection.execute(statement, (namespace_id,)).fetchone()[0])
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from perdure.persistence.api import (
 from perdure.persistence.sqlite import schema
 from perdure.persistence.sqlite.database import Database, open_database
 from perdure.persistence.sqlite.deletes import PIECE, RangeDeletes
+from perdure.visibility.api import VisibilityRecord
 
 K = TypeVar("K")
 
@@ -80,7 +81,16 @@ class SqliteStore:
         self._fences: dict[int, int] = {}  # shard: its range id, as read in the present transaction
         self._task_deletes = RangeDeletes[tuple[int, int], tuple[int, int]](_delete_tasks_piece)
         self._backlog_deletes = RangeDeletes[TaskQueueKey, int](_delete_backlog_piece)
+        self._visibility: Callable[[sqlite3.Connection, VisibilityRecord], None] | None = None
         database.ride(self)
+
+    def carry_visibility(self, write: Callable[[sqlite3.Connection, VisibilityRecord], None]) -> None:
+        """From now on commits write their visibility records through this."""
+        self._visibility = write
+
+    @property
+    def carries_visibility(self) -> bool:
+        return self._visibility is not None
 
     async def close(self) -> None:
         if not self.database.closed and (self._task_deletes.until or self._backlog_deletes.until):
@@ -221,6 +231,9 @@ class SqliteStore:
                     if key in deletes.until and (fire_time, task_id) <= deletes.until[key]:
                         deletes.finish(connection, key)
             connection.executemany("INSERT INTO task VALUES (?, ?, ?, ?, ?)", [(shard_id, *task) for task in tasks])
+        if self._visibility is not None:
+            for record in commit.visibility:
+                self._visibility(connection, record)
 
     def _new_key(self) -> int:
         self._last_key += 1
