@@ -95,10 +95,8 @@ class SqliteVisibility:
         """`upsert` within a transaction of somebody else in the same database (see SqliteStore.carry_visibility)."""
         values = attributes.decode_stored(record.search_attributes) if record.search_attributes else {}
         namespace = self._namespaces.get(record.namespace_id)
-        if namespace is None:
-            namespace = self._namespace(record.namespace_id)
-            if namespace < 0:  # its first record; the number is remembered once it is committed
-                namespace = _number(connection, record.namespace_id)
+        if namespace is None:  # looked up by this transaction, which may have written it; a read will remember it
+            namespace = _number(connection, record.namespace_id)
         _upsert(connection, namespace, record, values)
 
     async def _number_namespace(self, namespace_id: str) -> int:
