@@ -94,7 +94,7 @@ def _start(completion: Completion, source: Command) -> None:
         a.workflow_id_reuse_policy or WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
     )
     if a.HasField("retry_policy"):
-        e.retry_policy.CopyFrom(retry.with_defaults(a.retry_policy))
+        e.retry_policy.CopyFrom(a.retry_policy)
     e.cron_schedule = a.cron_schedule
     e.inherit_build_id = a.inherit_build_id
     for name in _COPIED:
@@ -127,7 +127,8 @@ def _validate(txn: Txn, a: StartChildWorkflowExecutionCommandAttributes) -> None
         if wrong:
             raise attributes.bad(_BAD, f"Invalid {name} on {_WHERE}: {wrong}. {of}")
     if a.HasField("retry_policy"):
-        why = retry.invalid(retry.with_defaults(a.retry_policy))
+        a.retry_policy.CopyFrom(retry.with_defaults(a.retry_policy))
+        why = retry.invalid(a.retry_policy)
         if why:
             raise attributes.bad(_BAD, f"invalid WorkflowRetryPolicy on {_WHERE}: {why} {of}")
     if a.cron_schedule:

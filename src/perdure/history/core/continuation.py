@@ -16,7 +16,7 @@ from perdure.clock import from_duration, to_duration
 from perdure.config import dynamic
 from perdure.errors import ServiceError
 from perdure.history.api import ParentLink
-from perdure.history.core import cron, lifecycle, retry
+from perdure.history.core import attributes, cron, lifecycle, retry
 from perdure.history.core.completion import BadCommand, Completion, command
 from perdure.history.core.lifecycle import StartParams
 from perdure.history.core.state import State
@@ -80,7 +80,8 @@ def continue_as_new(completion: Completion, source: Command) -> None:
             getattr(e, name).CopyFrom(getattr(a, name))
     e.workflow_run_timeout.CopyFrom(to_duration(run_timeout))
     e.workflow_task_timeout.CopyFrom(to_duration(task_timeout))
-    e.backoff_start_interval.CopyFrom(to_duration(backoff))
+    # As the workflow asked; what the next run really waits is in its first event.
+    e.backoff_start_interval.CopyFrom(a.backoff_start_interval)
     e.workflow_task_completed_event_id = completion.completed_event_id
     e.initiator = params.initiator
     if source.HasField("user_metadata"):
@@ -93,36 +94,42 @@ def _validate(txn: Txn, a: ContinueAsNewWorkflowExecutionCommandAttributes) -> N
     config, namespace = txn.env.config, txn.env.namespace
     limit = config.get(dynamic.MAX_ID_LENGTH, namespace)
     where = "on ContinueAsNewWorkflowExecutionCommand"
-    if len(a.workflow_type.name.encode()) > limit:
-        raise BadCommand(_BAD, f"WorkflowType {where} exceeds length limit. Limit={limit}")
-    if len(a.task_queue.name.encode()) > limit:
-        raise BadCommand(_BAD, f"TaskQueue {where} exceeds length limit. Limit={limit}")
-    for name in ("workflow_run_timeout", "workflow_task_timeout", "backoff_start_interval"):
-        if from_duration(getattr(a, name)) < 0:
-            raise BadCommand(_BAD, f"Invalid {name} {where}: negative duration")
-    if a.HasField("retry_policy"):
-        why = retry.invalid(a.retry_policy)
-        if why:
-            raise BadCommand(_BAD, f"invalid WorkflowRetryPolicy {where}: {why}")
+    if wrong := attributes.invalid_id(a.workflow_type.name, limit):
+        raise attributes.bad(_BAD, f"WorkflowType {where} {wrong}")
+    if wrong := attributes.invalid_task_queue(a.task_queue.name, limit):
+        raise attributes.bad(_BAD, f"error validating ContinueAsNewWorkflowExecutionCommand TaskQueue: {wrong}")
+    for name, duration in (
+        ("WorkflowRunTimeout", a.workflow_run_timeout),
+        ("WorkflowTaskTimeout", a.workflow_task_timeout),
+        ("BackoffStartInterval", a.backoff_start_interval),
+    ):
+        if wrong := attributes.invalid_duration(duration):
+            raise attributes.bad(_BAD, f"Invalid {name} {where}: {wrong}")
+    if a.HasField("retry_policy") and (wrong := retry.invalid(a.retry_policy)):
+        raise attributes.bad(_BAD, f"invalid WorkflowRetryPolicy {where}: {wrong}")
     if a.cron_schedule:
         try:
             cron.validate(a.cron_schedule, txn.now)
         except cron.InvalidCron as error:
-            raise BadCommand(_BAD, f"invalid CronSchedule {where}: {error}") from None
-    size = a.input.ByteSize() + a.header.ByteSize() + a.memo.ByteSize() + a.failure.ByteSize()
-    if size > config.get(dynamic.BLOB_SIZE_ERROR, namespace):
-        raise BadCommand(_BAD, f"Input {where} exceeds size limit.", terminate=True)
+            raise attributes.bad(_BAD, f"invalid CronSchedule {where}: {error}") from None
+    for name, value, key in (
+        ("Input", a.input, dynamic.BLOB_SIZE_ERROR),
+        ("Memo", a.memo, dynamic.MEMO_SIZE_ERROR),
+    ):
+        if value.ByteSize() > config.get(key, namespace):
+            why = f"ContinueAsNewWorkflowExecutionCommandAttributes. {name} exceeds size limit."
+            raise attributes.bad(_BAD, why, terminate=True)
     if a.HasField("search_attributes"):
         check_search_attributes(txn, a.search_attributes, where)
 
 
-def check_search_attributes(txn: Txn, attributes: SearchAttributes, where: str) -> None:
+def check_search_attributes(txn: Txn, given: SearchAttributes, where: str) -> None:
     """Raises BadCommand with BAD_SEARCH_ATTRIBUTES."""
     env = txn.env
     config, namespace = env.config, env.namespace
     try:
         search_attributes.validate(
-            attributes,
+            given,
             env.search_attributes,
             namespace,
             config.get(dynamic.SA_KEYS_LIMIT, namespace),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from temporalio.api.common.v1 import RetryPolicy
@@ -10,6 +11,7 @@ from temporalio.api.failure.v1 import Failure
 
 from perdure.clock import from_duration, to_duration
 from perdure.config.dynamic import RetryDefaults
+from perdure.history.core.attributes import MAX_DURATION, invalid_duration
 
 # By the names under which a policy's non-retryable types may list them.
 _RETRYABLE_TIMEOUTS: dict[int, str] = {
@@ -90,26 +92,28 @@ def with_defaults(policy: RetryPolicy, defaults: RetryDefaults = _DEFAULTS) -> R
     if not full.backoff_coefficient:
         full.backoff_coefficient = defaults.backoff_coefficient
     if not from_duration(full.maximum_interval):
-        full.maximum_interval.CopyFrom(
-            to_duration(round(defaults.maximum_factor * from_duration(full.initial_interval)))
-        )
+        longest = defaults.maximum_factor * min(from_duration(full.initial_interval), MAX_DURATION)
+        full.maximum_interval.CopyFrom(to_duration(min(round(longest), MAX_DURATION)))
     if not full.maximum_attempts:
         full.maximum_attempts = defaults.maximum_attempts
     return full
 
 
 def invalid(policy: RetryPolicy) -> str | None:
-    """Why a policy as it came from outside cannot be taken; None when it can."""
+    """Why a policy as it came from outside cannot be taken; None when it can. Intervals above a hundred years are cut
+    to that, in place."""
     if policy.maximum_attempts == 1:
         return None  # never used
-    initial, longest = from_duration(policy.initial_interval), from_duration(policy.maximum_interval)
-    if initial < 0:
-        return "InitialInterval cannot be negative on retry policy."
-    if policy.backoff_coefficient and policy.backoff_coefficient < 1:
+    if wrong := invalid_duration(policy.initial_interval):
+        return f"invalid InitialInterval set on retry policy: {wrong}"
+    if policy.backoff_coefficient and not policy.backoff_coefficient >= 1:
         return "BackoffCoefficient cannot be less than 1 on retry policy."
-    if longest < 0:
-        return "MaximumInterval cannot be negative on retry policy."
-    if longest and longest < initial:
+    if math.isinf(policy.backoff_coefficient):
+        return "BackoffCoefficient must be finite on retry policy."
+    if wrong := invalid_duration(policy.maximum_interval):
+        return f"invalid MaximumInterval set on retry policy: {wrong}"
+    longest = from_duration(policy.maximum_interval)
+    if longest and longest < from_duration(policy.initial_interval):
         return "MaximumInterval cannot be less than InitialInterval on retry policy."
     if policy.maximum_attempts < 0:
         return "MaximumAttempts cannot be negative on retry policy."
