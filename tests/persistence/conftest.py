@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import databases
 
 from perdure.persistence.api import Store
+from perdure.persistence.postgresql import open_store as open_postgresql
 from perdure.persistence.sqlite import open_store
 
 
@@ -29,7 +31,12 @@ def sqlite_memory(tmp_path: Path) -> Backend:
     return Backend(lambda: open_store(None), durable=False)
 
 
-BACKENDS = [sqlite_file, sqlite_memory]
+def postgresql(tmp_path: Path) -> Backend:
+    url = databases.postgresql().url()
+    return Backend(lambda: open_postgresql(url))
+
+
+BACKENDS = [sqlite_file, sqlite_memory, postgresql]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)

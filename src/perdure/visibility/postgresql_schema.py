@@ -1,0 +1,7 @@
+"""The tables of visibility in PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCRIPTS: Final[tuple[str, ...]] = ()
