@@ -51,6 +51,7 @@ COLUMNS: Final[dict[str, str]] = {
 }
 
 _EXISTS: Final = "EXISTS (SELECT 1 FROM visibility_attributes a WHERE a.run = v.id AND a.name = {name}{value})"
+_VALUE: Final = "(SELECT a.{column} FROM visibility_attributes a WHERE a.run = v.id AND a.name = {name})"
 
 
 class Parameters(Protocol):
@@ -58,6 +59,10 @@ class Parameters(Protocol):
 
     def add(self, value: Scalar) -> str:
         """Keeps the value; answers the placeholder to write in its place."""
+        ...
+
+    def value_column(self, kind: int) -> str:
+        """The column of `visibility_attributes` that holds values of a type."""
         ...
 
 
@@ -72,6 +77,9 @@ class QmarkParameters:
     def add(self, value: Scalar) -> str:
         self.values.append(value)
         return "?"
+
+    def value_column(self, kind: int) -> str:
+        return "value"
 
 
 def attribute_key(kind: int, name: str) -> str:
@@ -142,12 +150,12 @@ def _operand(column: Column, parameters: Parameters) -> str:
     if name is not None:
         return name
     key = parameters.add(attribute_key(column.type, column.field))
-    return f"(SELECT a.value FROM visibility_attributes a WHERE a.run = v.id AND a.name = {key})"
+    return _VALUE.format(column=parameters.value_column(column.type), name=key)
 
 
 def _exists(column: Column, parameters: Parameters, values: Sequence[str] = ()) -> str:
     name = parameters.add(attribute_key(column.type, column.field))
-    value = f" AND a.value IN ({_list(values, parameters)})" if values else ""
+    value = f" AND a.{parameters.value_column(column.type)} IN ({_list(values, parameters)})" if values else ""
     return _EXISTS.format(name=name, value=value)
 
 

@@ -6,14 +6,11 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from perdure import tokens
-from perdure.errors import invalid_argument
 from perdure.persistence.sqlite.database import Database
 from perdure.visibility import attributes, sql
 from perdure.visibility.api import CountGroup, CountResult, Page, VisibilityRecord
-from perdure.visibility.attributes import KEYWORD_LIST, NAMESPACE_DIVISION, TEXT
+from perdure.visibility.attributes import NAMESPACE_DIVISION
 from perdure.visibility.filter import (
     DIVISION_COLUMN,
     Between,
@@ -28,6 +25,7 @@ from perdure.visibility.filter import (
     invalid_query,
     parse,
 )
+from perdure.visibility.rows import FIELDS, GROUPED_BY, PageToken, decode_token, indexed, record_of
 from perdure.visibility.sql import OPEN, QmarkParameters
 from perdure.visibility.sqlite_schema import SCRIPTS
 
@@ -57,20 +55,6 @@ _UPDATE: Final = f"UPDATE visibility SET {_UPDATE_REST}"
 _UPDATE_WITH_ORDER: Final = f"UPDATE visibility SET status = ?, close_key = ?, {_UPDATE_REST}"
 _INSERT_ATTRIBUTE: Final = "INSERT INTO visibility_attributes VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DELETE_ATTRIBUTES: Final = "DELETE FROM visibility_attributes WHERE run = ?"
-_FIELDS: Final = """
-    v.workflow_id, v.run_id, v.version, v.workflow_type, v.task_queue, v.status, v.start_time,
-    v.execution_time, v.close_key, v.history_length, v.history_size_bytes, v.state_transition_count, v.memo,
-    v.search_attributes, v.parent_workflow_id, v.parent_run_id, v.root_workflow_id, v.root_run_id
-"""
-_GROUPED_BY: Final = {"ExecutionStatus": "v.status", NAMESPACE_DIVISION: "v.division"}
-
-
-class _PageToken(msgspec.Struct, array_like=True, frozen=True):
-    """The sort key of the page's last run."""
-
-    close_key: int
-    start_time: int
-    run_id: str
 
 
 class SqliteVisibility:
@@ -132,7 +116,7 @@ class SqliteVisibility:
         filter = parse(query, custom)
         if filter.group_by is not None:
             raise invalid_query("operation is not supported: 'GROUP BY' clause in a list, only in a count")
-        after = _decode_token(token) if token else None
+        after = decode_token(token) if token else None
         namespace = self._namespace(namespace_id)
 
         def select(connection: sqlite3.Connection) -> list[Any]:
@@ -140,16 +124,16 @@ class SqliteVisibility:
             if after is not None:
                 plan.start_after(after)
             return connection.execute(
-                f"SELECT {_FIELDS} FROM {plan.tables} WHERE {plan.where} ORDER BY {plan.order} LIMIT ?",
+                f"SELECT {FIELDS} FROM {plan.tables} WHERE {plan.where} ORDER BY {plan.order} LIMIT ?",
                 (*plan.parameters.values, page_size + 1),
             ).fetchall()
 
         rows = await self._database.read(select)
         if len(rows) <= page_size:
-            return Page([_record(namespace_id, row) for row in rows], b"")
+            return Page([record_of(namespace_id, row) for row in rows], b"")
         del rows[page_size:]
-        last = _PageToken(close_key=rows[-1][8], start_time=rows[-1][6], run_id=rows[-1][1])
-        return Page([_record(namespace_id, row) for row in rows], tokens.encode(last))
+        last = PageToken(close_key=rows[-1][8], start_time=rows[-1][6], run_id=rows[-1][1])
+        return Page([record_of(namespace_id, row) for row in rows], tokens.encode(last))
 
     async def count(self, namespace_id: str, query: str, custom: dict[str, int]) -> CountResult:
         """Groups have one value each: the status's name, or the division (None: none)."""
@@ -163,7 +147,7 @@ class SqliteVisibility:
             if group_by is None:
                 statement = f"SELECT NULL, count(*) {source}"
             else:
-                key = _GROUPED_BY[group_by.field]
+                key = GROUPED_BY[group_by.field]
                 statement = f"SELECT {key}, count(*) {source} GROUP BY {key} ORDER BY {key}"
             return connection.execute(statement, plan.parameters.values).fetchall()
 
@@ -175,10 +159,10 @@ class SqliteVisibility:
         return result
 
     async def get(self, namespace_id: str, run_id: str) -> VisibilityRecord | None:
-        statement = f"SELECT {_FIELDS} FROM visibility v WHERE v.namespace = ? AND v.run_id = ?"
+        statement = f"SELECT {FIELDS} FROM visibility v WHERE v.namespace = ? AND v.run_id = ?"
         key = (self._namespace(namespace_id), run_id)
         row = self._database.read_now(lambda connection: connection.execute(statement, key).fetchone())
-        return None if row is None else _record(namespace_id, row)
+        return None if row is None else record_of(namespace_id, row)
 
 
 def _find_namespace(connection: sqlite3.Connection, namespace_id: str) -> int | None:
@@ -252,16 +236,8 @@ def _insert_attributes(
         if name == NAMESPACE_DIVISION:
             continue
         key = sql.attribute_key(kind, name)
-        for item in _indexed(kind, value):
+        for item in indexed(kind, value):
             connection.execute(_INSERT_ATTRIBUTE, (row, key, item, *copies))
-
-
-def _indexed(kind: int, value: Any) -> Sequence[Any]:
-    if kind == KEYWORD_LIST:
-        return list(dict.fromkeys(value))
-    if kind == TEXT:
-        return ["", *attributes.tokenize(value)]
-    return (value,)
 
 
 def _delete(connection: sqlite3.Connection, row: int) -> None:
@@ -270,37 +246,6 @@ def _delete(connection: sqlite3.Connection, row: int) -> None:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _record(namespace_id: str, row: Sequence[Any]) -> VisibilityRecord:
-    return VisibilityRecord(
-        namespace_id=namespace_id,
-        workflow_id=row[0],
-        run_id=row[1],
-        version=row[2],
-        workflow_type=row[3],
-        task_queue=row[4],
-        status=row[5],
-        start_time=row[6],
-        execution_time=row[7],
-        close_time=0 if row[8] == OPEN else row[8],
-        history_length=row[9] or 0,
-        history_size_bytes=row[10] or 0,
-        state_transition_count=row[11] or 0,
-        memo=row[12],
-        search_attributes=row[13],
-        parent_workflow_id=row[14] or "",
-        parent_run_id=row[15] or "",
-        root_workflow_id=row[16],
-        root_run_id=row[17],
-    )
-
-
-def _decode_token(token: bytes) -> _PageToken:
-    decoded = tokens.decode(token, _PageToken, "next page token")
-    if not (-OPEN <= decoded.close_key <= OPEN and -OPEN <= decoded.start_time <= OPEN):
-        raise invalid_argument("Invalid next page token.")
-    return decoded
 
 
 # Which index leads to few runs when a filter asks for certain values of a field.
@@ -350,7 +295,7 @@ class _Plan:
             self._bound_order(condition)
         self.order = f"{self._leader}.close_key DESC, {self._leader}.start_time DESC, {self._leader}.run_id"
 
-    def start_after(self, token: _PageToken) -> None:
+    def start_after(self, token: PageToken) -> None:
         leader, add = self._leader, self.parameters.add
         self.where += (
             f" AND ({leader}.close_key, {leader}.start_time) <= ({add(token.close_key)}, {add(token.start_time)})"
