@@ -249,7 +249,6 @@ MAX_WORKFLOW_TASK_TIMEOUT = duration_key("history.maxWorkflowTaskTimeout", 120 *
 WORKFLOW_TASK_HEARTBEAT_TIMEOUT = duration_key("history.workflowTaskHeartbeatTimeout", 30 * MINUTE)
 WORKFLOW_TASK_RETRY_MAX_INTERVAL = duration_key("history.workflowTaskRetryMaxInterval", 10 * MINUTE)
 WORKFLOW_TASK_CRITICAL_ATTEMPT = int_key("history.workflowTaskCriticalAttempt", 10)
-STICKY_TTL = duration_key("history.stickyTTL", 365 * DAY)
 LONG_POLL_EXPIRATION = duration_key("history.longPollExpirationInterval", 20 * SECOND)
 MATCHING_LONG_POLL_EXPIRATION = duration_key("matching.longPollExpirationInterval", 60 * SECOND)
 ACTIVITY_RETRY_DEFAULTS = _register(Key("history.defaultActivityRetryPolicy", RetryDefaults(), _retry_defaults))

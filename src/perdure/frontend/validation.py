@@ -6,9 +6,11 @@ Lengths of identifiers are in bytes. U+0000 is refused in every identifier: not 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
@@ -24,15 +26,19 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from perdure.clock import DAY, SECOND, from_duration
 from perdure.config.dynamic import (
     BLOB_SIZE_ERROR,
+    BLOB_SIZE_WARN,
     LINK_MAX_SIZE,
     MAX_ID_LENGTH,
     MAX_LINKS_PER_REQUEST,
     MEMO_SIZE_ERROR,
+    MEMO_SIZE_WARN,
     USER_METADATA_DETAILS_SIZE,
     USER_METADATA_SUMMARY_SIZE,
     DynamicConfig,
 )
 from perdure.errors import ServiceError, invalid_argument, unimplemented
+
+logger = logging.getLogger("perdure.frontend")
 
 MAX_DURATION = 100 * 365 * DAY
 RESERVED_TASK_QUEUE_PREFIX = "/_sys/"
@@ -217,13 +223,29 @@ def blob_too_large() -> ServiceError:
 
 
 def check_payloads(payloads: Payloads, namespace: str, config: DynamicConfig) -> None:
-    if payloads.ByteSize() > config.get(BLOB_SIZE_ERROR, namespace):
-        raise blob_too_large()
+    size = payloads.ByteSize()
+    if size > config.get(BLOB_SIZE_WARN, namespace):
+        _warn("blob", size, namespace)
+        if size > config.get(BLOB_SIZE_ERROR, namespace):
+            raise blob_too_large()
 
 
 def check_memo_size(size: int, namespace: str, config: DynamicConfig) -> None:
-    if size > config.get(MEMO_SIZE_ERROR, namespace):
-        raise invalid_argument("Memo size exceeds limit.")
+    if size > config.get(MEMO_SIZE_WARN, namespace):
+        _warn("memo", size, namespace)
+        if size > config.get(MEMO_SIZE_ERROR, namespace):
+            raise invalid_argument("Memo size exceeds limit.")
+
+
+_large: Counter[tuple[str, str]] = Counter()
+
+
+def _warn(what: str, size: int, namespace: str) -> None:
+    """Of the many that may come, it tells of the first, the second, the fourth and so on."""
+    _large[what, namespace] += 1
+    count = _large[what, namespace]
+    if not count & (count - 1):
+        logger.warning("%s size %d exceeds the warning limit: namespace %s, number %d", what, size, namespace, count)
 
 
 def check_user_metadata(metadata: UserMetadata, namespace: str, config: DynamicConfig) -> None:

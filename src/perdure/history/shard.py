@@ -19,6 +19,7 @@ from temporalio.api.history.v1 import History, HistoryEvent
 
 from perdure import errors
 from perdure.clock import Clock
+from perdure.config import dynamic
 from perdure.history.core import closing
 from perdure.history.core import state as core_state
 from perdure.history.core.state import State
@@ -328,7 +329,16 @@ class Shard:
         """Writes the step (with that of its `new_run`, and others of the same workflow id in `also`), then lets what
         follows run. expected_current: for a step that creates a run: the run id that must be current, "" for none.
 
-        On failure the state is thrown away, and ServiceError UNAVAILABLE is raised, or CurrentConflict."""
+        On failure the state is thrown away, and ServiceError UNAVAILABLE is raised, or CurrentConflict. A run whose
+        history has come to its limit is terminated instead: HistoryTooLong."""
+        if txn.state.version and (reason := closing.exceeded(txn)):
+            self.abandon(context, txn)
+            await self.load(context)
+            last = self.begin(context)
+            error = closing.end(last, reason)
+            await self.commit(context, last)
+            log.warning("%s was terminated: %s", context.key, reason)
+            raise error
         steps = [(context, txn), *also]
         for c, t in list(steps):
             if t.new_run is not None:
@@ -456,13 +466,33 @@ class Shard:
         run = txn.state.run
         nodes: list[HistoryNode] = []
         if txn.events:
+            size_before = run.history_size
             for batch in batches(txn.events):
                 blob = History(events=batch).SerializeToString()
                 txn_id = self.new_task_id()
                 nodes.append(HistoryNode(run.branch_id, batch[0].event_id, txn_id, run.last_txn_id, len(batch), blob))
                 run.last_txn_id = txn_id
                 run.history_size += len(blob)
+            self._warn(txn, size_before)
         return nodes
+
+    @staticmethod
+    def _warn(txn: Txn, size_before: int) -> None:
+        """Says once that a history has become long. size_before: before this step."""
+        run, info, env = txn.state.run, txn.state.info, txn.env
+        for what, before, now, key in (
+            ("size", size_before, run.history_size, dynamic.HISTORY_SIZE_WARN),
+            ("count", txn.events[0].event_id - 1, run.next_event_id - 1, dynamic.HISTORY_COUNT_WARN),
+        ):
+            if before <= env.config.get(key, env.namespace) < now:
+                log.warning(
+                    "history %s exceeds warn limit: %d, namespace %s workflow %s run %s",
+                    what,
+                    now,
+                    env.namespace,
+                    info.workflow_id,
+                    info.run_id,
+                )
 
     def _task_rows(
         self, txn: Txn, rows: list[TaskRow], records: list[VisibilityRecord]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from temporalio.api.enums.v1 import TaskQueueKind
@@ -33,6 +34,8 @@ from perdure.tokens import WorkflowTaskToken
 
 if TYPE_CHECKING:
     from perdure.history.engine import HistoryService
+
+log = logging.getLogger("perdure.history")
 
 _MESSAGES_FIELD = 15
 
@@ -92,7 +95,22 @@ async def record_started(engine: HistoryService, shard: Shard, task: TaskRef, po
         too_many_updates = updates.too_many(state, context.memory, txn.env)
         started = workflow_tasks.start(txn, poller.request_id, poller.identity, too_many_updates)
         await shard.commit(context, txn)
+        if started.transient:
+            _tell_of_many_attempts(txn, started)
         return await started_reply(engine, shard, context, started, sticky)
+
+
+def _tell_of_many_attempts(txn: Txn, task: WorkflowTask) -> None:
+    info, env = txn.state.info, txn.env
+    if task.attempt >= env.config.get(dynamic.WORKFLOW_TASK_CRITICAL_ATTEMPT, env.namespace):
+        log.warning(
+            "workflow task of %s keeps failing: attempt %d, namespace %s workflow %s run %s",
+            info.workflow_type,
+            task.attempt,
+            env.namespace,
+            info.workflow_id,
+            info.run_id,
+        )
 
 
 async def started_reply(

@@ -5,8 +5,33 @@ from __future__ import annotations
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause as Cause
 
 from perdure.config import dynamic
-from perdure.history.core import workflow_tasks
+from perdure.errors import Code, ServiceError
+from perdure.history.core import lifecycle, workflow_tasks
 from perdure.history.core.txn import Txn
+
+
+class HistoryTooLong(ServiceError):
+    """The run's history has come to its limit, and the run was terminated for it. Whoever asks again meets a closed
+    run."""
+
+
+def exceeded(txn: Txn) -> str:
+    """The reason why the run must not have this step, nor any other but its end; "" if it may."""
+    state, config, namespace = txn.state, txn.env.config, txn.env.namespace
+    run = state.run
+    if not state.open or not txn.dirty:
+        return ""
+    if run.history_size > config.get(dynamic.HISTORY_SIZE_ERROR, namespace):
+        return "Workflow history size exceeds limit."
+    if run.next_event_id - 1 > config.get(dynamic.HISTORY_COUNT_ERROR, namespace):
+        return "Workflow history count exceeds limit."
+    return ""
+
+
+def end(txn: Txn, reason: str) -> HistoryTooLong:
+    """txn: of the run as it was before the step that went too far. What its caller is told."""
+    lifecycle.terminate(txn, reason, None, "history-service")
+    return HistoryTooLong(Code.INVALID_ARGUMENT, reason)
 
 
 def finish(txn: Txn) -> None:

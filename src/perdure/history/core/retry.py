@@ -92,7 +92,7 @@ def with_defaults(policy: RetryPolicy, defaults: RetryDefaults = _DEFAULTS) -> R
     if not full.backoff_coefficient:
         full.backoff_coefficient = defaults.backoff_coefficient
     if not from_duration(full.maximum_interval):
-        longest = defaults.maximum_factor * min(from_duration(full.initial_interval), MAX_DURATION)
+        longest = defaults.maximum_factor * max(0, min(from_duration(full.initial_interval), MAX_DURATION))
         full.maximum_interval.CopyFrom(to_duration(min(round(longest), MAX_DURATION)))
     if not full.maximum_attempts:
         full.maximum_attempts = defaults.maximum_attempts
