@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from perdure.clock import SECOND, Clock, RealClock
-from perdure.config.static import DEFAULT_SHARDS, ServerConfig
+from perdure.config.static import ServerConfig
 from perdure.frontend.rpc import ClusterInfo
 from perdure.frontend.server import Frontend, Listener, serve
 from perdure.history.engine import HistoryService
 from perdure.matching.engine import MatchingEngine
 from perdure.namespaces import NamespaceRegistry
 from perdure.persistence.api import ConditionFailed, NotFound, SchemaMismatch, Store
-from perdure.persistence.sqlite import open_store
+from perdure.persistence.open import DEFAULT_SHARDS, backend_of, is_unfinished_copy, open_database_url
 from perdure.telemetry.samples import Sample
-from perdure.visibility.sqlite import SqliteVisibility
 
 if TYPE_CHECKING:
     from perdure.telemetry.metrics import Metrics
@@ -70,13 +69,10 @@ class Server:
         """Returns when calls are taken. Raises persistence.SchemaMismatch for a database that cannot be used, OSError
         when a port is taken; everything is let go of then."""
         config = self.config
-        store = await open_store(config.database, pragmas=config.sqlite_pragmas)
+        store, visibility = await open_database_url(config.database, pragmas=config.sqlite_pragmas)
         self.store = store
         try:
-            visibility = SqliteVisibility(store.database)
-            await visibility.open()
-            store.carry_visibility(visibility.write_along)
-            cluster = await load_cluster(store, config.shards)
+            cluster = await load_cluster(store, config.shards, DEFAULT_SHARDS[backend_of(config.database)])
             namespaces = self.namespaces = NamespaceRegistry(store, self.clock)
             await namespaces.load()
             await namespaces.ensure(config.namespaces, config.retention, config.search_attributes)
@@ -168,14 +164,17 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def load_cluster(store: Store, shards: int | None) -> ClusterRecord:
-    """The record of the cluster, made at the first start. Raises SchemaMismatch when it has another number of shards:
-    workflow ids are spread by it."""
+async def load_cluster(store: Store, shards: int | None, default: int) -> ClusterRecord:
+    """The record of the cluster, made at the first start. default: shards of a new one, where `shards` says nothing.
+    Raises SchemaMismatch when it has another number of shards, since workflow ids are spread by it, and when the
+    database is a copy that is not complete."""
     while True:
         try:
             document = await store.get_document("cluster", "self")
         except NotFound:
-            record = ClusterRecord(str(uuid.uuid4()), shards or DEFAULT_SHARDS)
+            if await is_unfinished_copy(store):
+                raise SchemaMismatch("the database is a copy that is not complete: run perdure db copy again") from None
+            record = ClusterRecord(str(uuid.uuid4()), shards or default)
             try:
                 await store.put_document("cluster", "self", 0, msgspec.json.encode(record))
             except ConditionFailed:

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from perdure.clock import DAY
 from perdure.config.dynamic import DynamicConfig
 
-DEFAULT_SHARDS = 4
-
 
 @dataclass(slots=True)
 class ServerConfig:
-    """All services in one process, over SQLite.
+    """All services in one process.
 
-    host: address to listen on. port: 0 takes a free one. database: path of the file, created when it is missing; None:
-    in memory. sqlite_pragmas: over the store's own. namespaces: created when they are missing, with `retention`
-    (nanoseconds) and `search_attributes` (name to IndexedValueType). shards: None takes what the database was made
-    with, and `DEFAULT_SHARDS` for a new one. dynamic: settings that may change while the server runs. metrics_port:
-    None for no metrics, 0 for a free port."""
+    host: address to listen on. port: 0 takes a free one. database: its address (`persistence.open`), a SQLite file is
+    created when it is missing; None: in memory. sqlite_pragmas: over the store's own. namespaces: created when they
+    are missing, with `retention` (nanoseconds) and `search_attributes` (name to IndexedValueType). shards: None takes
+    what the database was made with, and `persistence.open.DEFAULT_SHARDS` for a new one. dynamic: settings that may
+    change while the server runs. metrics_port: None for no metrics, 0 for a free port."""
 
     host: str = "127.0.0.1"
     port: int = 7233

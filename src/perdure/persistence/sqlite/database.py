@@ -89,6 +89,7 @@ class Database:
         self._reads: SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._release: Callable[[], None] = lambda: None
+        self.upgrade = True
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -132,8 +133,10 @@ class Database:
     async def migrate(self, module: str, scripts: Sequence[str]) -> None:
         """Brings `module`'s tables up to `len(scripts)` versions: runs those scripts that this database has not seen
         yet, each in a transaction. A script that was released is never changed; a new one is appended. Raises
-        SchemaMismatch when the database has seen more."""
-        await self.write(lambda connection: schema.migrate(connection, self.name, module, scripts), heavy=True)
+        SchemaMismatch when the database has seen more, or when it has seen some but not all and `upgrade` is False."""
+        await self.write(
+            lambda connection: schema.migrate(connection, self.name, module, scripts, self.upgrade), heavy=True
+        )
 
     @property
     def closed(self) -> bool:

@@ -7,6 +7,8 @@ database that a newer one migrated.
 
 from __future__ import annotations
 
+import os
+import pathlib
 import sqlite3
 from collections.abc import Sequence
 
@@ -156,8 +158,11 @@ def prepare(connection: sqlite3.Connection, name: str) -> None:
         raise unusable(name, error) from error
 
 
-def migrate(connection: sqlite3.Connection, name: str, module: str, scripts: Sequence[str]) -> None:
-    """Within a transaction: runs those of `scripts` that were not run yet. Raises SchemaMismatch."""
+def migrate(
+    connection: sqlite3.Connection, name: str, module: str, scripts: Sequence[str], upgrade: bool = True
+) -> None:
+    """Within a transaction: runs those of `scripts` that were not run yet. upgrade: also where some were run before,
+    so that the tables of an older version become those of this one. Raises SchemaMismatch."""
     row = connection.execute("SELECT version FROM module_version WHERE module = ?", (module,)).fetchone()
     version = 0 if row is None else int(row[0])
     if version > len(scripts):
@@ -166,10 +171,35 @@ def migrate(connection: sqlite3.Connection, name: str, module: str, scripts: Seq
         )
     if version == len(scripts):
         return
+    if version and not upgrade:
+        raise SchemaMismatch(
+            f"{name} was written by an older version ({module} tables: version {version}, known: {len(scripts)}):"
+            f" back it up, then run perdure db upgrade --db {name}"
+        )
     for script in scripts[version:]:
         for statement in statements(script):
             connection.execute(statement)
     connection.execute("INSERT OR REPLACE INTO module_version VALUES (?, ?)", (module, len(scripts)))
+
+
+def versions(file: str) -> dict[str, int]:
+    """How many scripts of each module the database at `file` has seen, {} when there is no such file or it is empty.
+    Reads only, also while a server has the file. Raises SchemaMismatch."""
+    if not os.path.exists(file):
+        return {}
+    try:
+        connection = sqlite3.connect(f"{pathlib.Path(file).absolute().as_uri()}?mode=ro", uri=True, timeout=1)
+    except sqlite3.Error as error:
+        raise unusable(file, error) from error
+    try:
+        identify(connection, file)
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'module_version'").fetchone():
+            return {}
+        return dict(connection.execute("SELECT module, version FROM module_version").fetchall())
+    except sqlite3.Error as error:
+        raise unusable(file, error) from error
+    finally:
+        connection.close()
 
 
 def statements(script: str) -> list[str]:

@@ -51,10 +51,13 @@ BY_NAME = " WHERE shard_id = ? AND namespace_id = ? AND workflow_id = ? AND run_
 BY_QUEUE = " WHERE namespace_id = ? AND name = ? AND type = ?"
 
 
-async def open_store(path: str | None, *, pragmas: Mapping[str, str] | None = None) -> SqliteStore:
-    """Opens the database file at `path`, or creates it; None: in memory. See `database.open_database` for pragmas and
-    errors."""
+async def open_store(
+    path: str | None, *, pragmas: Mapping[str, str] | None = None, upgrade: bool = True
+) -> SqliteStore:
+    """Opens the database file at `path`, or creates it; None: in memory. upgrade: False refuses the tables of an older
+    version. See `database.open_database` for pragmas and errors."""
     database = await open_database(path, pragmas)
+    database.upgrade = upgrade
     try:
         await database.migrate("store", schema.STORE)
         last_key = database.read_now(
