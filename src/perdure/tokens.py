@@ -22,7 +22,6 @@ class WorkflowTaskToken(msgspec.Struct, array_like=True, frozen=True):
     scheduled_event_id: Int
     started_event_id: Int
     attempt: Int
-    stamp: Int = 0
     started_time: Int = 0
 
 

@@ -749,7 +749,6 @@ class Simulation:
                 and pending is not None
                 and pending.scheduled_event_id == task.scheduled_event_id
                 and pending.attempt == task.attempt
-                and pending.stamp == task.stamp
                 and bool(pending.started_event_id) == (task.kind == TimeoutKind.START_TO_CLOSE)
             ):
 

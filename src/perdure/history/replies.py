@@ -100,7 +100,6 @@ async def workflow_task_reply(shard: Shard, context: RunContext, task: WorkflowT
                 task.scheduled_event_id,
                 task.started_event_id,
                 task.attempt,
-                task.stamp,
                 task.started_time,
             )
         ),

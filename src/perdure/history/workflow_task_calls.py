@@ -51,7 +51,7 @@ async def dispatch(engine: HistoryService, shard: Shard, task: DispatchWorkflowT
         pending = context.state.run.workflow_task
         if pending is None or pending.scheduled_event_id != task.scheduled_event_id or pending.started_event_id:
             return
-    reference = TaskRef(*key, task.scheduled_event_id, task.stamp, shard.clock.now())
+    reference = TaskRef(*key, task.scheduled_event_id, 0, shard.clock.now())
     normal = task.task_queue
     if task.sticky:
         try:
@@ -79,8 +79,6 @@ async def record_started(engine: HistoryService, shard: Shard, task: TaskRef, po
         pending = state.run.workflow_task
         if not state.open or pending is None or pending.scheduled_event_id != task.scheduled_event_id:
             raise errors.not_found("Workflow task not found.")
-        if pending.stamp != task.stamp:
-            raise errors.not_found("Workflow task is stale.")
         sticky = bool(poller.sticky_queue) and poller.sticky_queue == state.run.sticky_queue
         if pending.started_event_id:
             if pending.request_id != poller.request_id:
@@ -353,7 +351,6 @@ async def time_out(engine: HistoryService, shard: Shard, task: WorkflowTaskTimeo
                 or pending is None
                 or pending.scheduled_event_id != task.scheduled_event_id
                 or pending.attempt != task.attempt
-                or pending.stamp != task.stamp
                 or bool(pending.started_event_id) != (task.kind == TimeoutKind.START_TO_CLOSE)
             ):
                 return

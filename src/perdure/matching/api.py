@@ -25,7 +25,7 @@ class TaskRef(msgspec.Struct, array_like=True):
     """A workflow or activity task on its way to a worker. It names the task; what the worker gets is made by history
     when the task is handed out.
 
-    stamp: tells an activity's (or workflow task's) retries and re-schedulings apart; history refuses a stale one.
+    stamp: tells an activity's retries and re-schedulings apart; history refuses a stale one. 0 of a workflow task.
     created: nanoseconds. expires: nanoseconds, 0 never: a task past it is dropped (its timeout is history's affair).
     priority: a serialized temporal.api.common.v1.Priority, b"" for none."""
 

@@ -65,7 +65,6 @@ def comparable(state: State) -> dict[str, Any]:
         "signal requests": state.signal_requests,
         "request ids": state.request_ids,
         "buffered": list(state.buffered.values()),
-        "nexus operations": state.nexus_operations,
     }
 
 
@@ -92,11 +91,9 @@ def _run(run: RunState) -> RunState:
         # the first of a row of failures is known.
         workflow_task=None if task is None or task.transient or task.speculative else _workflow_task(task),
         workflow_task_attempt=min(run.workflow_task_attempt, 2),
-        workflow_task_failures=0,
         # The worker that has the run in its cache.
         sticky_queue="",
         sticky_timeout=0,
-        sticky_worker_time=0,
         # What the store has written.
         branch_id="",
         last_txn_id=0,
@@ -134,7 +131,6 @@ def _activity(activity: Activity) -> Activity:
         heartbeat_timer_armed=0,
         last_attempt_complete_time=0,
         paused=False,
-        started_clock=0,
         build_id_proto=b"",
         last_started_time=0,
     )

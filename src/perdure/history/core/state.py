@@ -45,7 +45,6 @@ class WorkflowTask(msgspec.Struct, array_like=True):
     timeout: int = 0  # start to close
     request_id: str = ""
     identity: str = ""  # no event while transient or speculative
-    stamp: int = 0
     history_size: int = 0
     suggest_reasons: list[int] = []
     sticky_queue: str = ""  # where it was dispatched to, "" for the normal queue
@@ -63,12 +62,10 @@ class RunState(msgspec.Struct, array_like=True):
     last_event_time: int = 0  # for the appliers only
     workflow_task: WorkflowTask | None = None
     workflow_task_attempt: int = 1  # of the next one; no event from the third on
-    workflow_task_stamp: int = 0
     last_started_event_id: int = 0  # started event of the last completed workflow task
     had_workflow_task: bool = False
     sticky_queue: str = ""  # no event
     sticky_timeout: int = 0  # no event
-    sticky_worker_time: int = 0  # no event; when the sticky worker was last heard of
     branch_id: str = ""
     last_txn_id: int = 0
     history_size: int = 0
@@ -76,14 +73,12 @@ class RunState(msgspec.Struct, array_like=True):
     close_event_id: int = 0
     close_time: int = 0
     cancel_requested: bool = False
-    cancel_request_id: str = ""
     signal_count: int = 0
     buffered_count: int = 0  # no event; BUFFERED rows
     buffered_sequence: int = 0  # no event
     buffered_bytes: int = 0
     update_count: int = 0  # accepted in all
     binary_checksum: str = ""
-    workflow_task_failures: int = 0  # since the last success; no event from the second on
     updates_admitted: int = 0  # by an event, and not accepted
     updates_completed: int = 0
 
@@ -157,7 +152,6 @@ class Activity(msgspec.Struct, array_like=True):
     last_attempt_complete_time: int = 0  # no event
     paused: bool = False  # no event
     priority_proto: bytes = b""
-    started_clock: int = 0
     workflow_task_completed_event_id: int = 0
     build_id_proto: bytes = b""  # serialized temporal.api.common.v1.WorkerVersionStamp of the start; no event
     last_started_time: int = 0  # no event
@@ -221,15 +215,10 @@ class Kind(IntEnum):
     SIGNAL_REQUEST = 7  # the request id of a signal
     REQUEST_ID = 8
     BUFFERED = 9  # a serialized HistoryEvent without id; no event
-    CALLBACK = 10
-    NEXUS_OPERATION = 11
-    CANCEL_REQUEST = 12
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_INT_KEYS = frozenset(
-    (Kind.ACTIVITY, Kind.CHILD, Kind.EXTERNAL_CANCEL, Kind.EXTERNAL_SIGNAL, Kind.BUFFERED, Kind.NEXUS_OPERATION)
-)
+_INT_KEYS = frozenset((Kind.ACTIVITY, Kind.CHILD, Kind.EXTERNAL_CANCEL, Kind.EXTERNAL_SIGNAL, Kind.BUFFERED))
 _TYPES: dict[int, Any] = {
     Kind.INFO: RunInfo,
     Kind.ACTIVITY: Activity,
@@ -241,9 +230,6 @@ _TYPES: dict[int, Any] = {
     Kind.SIGNAL_REQUEST: bool,
     Kind.REQUEST_ID: RequestIdRecord,
     Kind.BUFFERED: bytes,
-    Kind.CALLBACK: bytes,
-    Kind.NEXUS_OPERATION: bytes,
-    Kind.CANCEL_REQUEST: bool,
 }
 _decoders: dict[int, Callable[[bytes], Any]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in _TYPES.items()
@@ -262,7 +248,6 @@ class State:
         "activities",
         "activity_ids",
         "buffered",
-        "callbacks",
         "changed",
         "children",
         "close_attempted",
@@ -270,7 +255,6 @@ class State:
         "external_signals",
         "info",
         "live_timers",
-        "nexus_operations",
         "request_ids",
         "run",
         "scheduled_events",
@@ -295,8 +279,6 @@ class State:
         self.signal_requests: dict[str, bool] = {}
         self.request_ids: dict[str, RequestIdRecord] = {}
         self.buffered: dict[int, bytes] = {}  # in order
-        self.callbacks: dict[str, bytes] = {}
-        self.nexus_operations: dict[int, bytes] = {}
         self.changed: dict[tuple[int, int | str], bool] = {}  # True: written, False: removed
         self.close_attempted = False  # in memory only: the last workflow task failed to close the run for what came in
         self.live_timers: dict[tuple[int | str, ...], Any] = {}  # in memory only: see Txn.timer
@@ -310,8 +292,6 @@ class State:
             Kind.SIGNAL_REQUEST: self.signal_requests,
             Kind.REQUEST_ID: self.request_ids,
             Kind.BUFFERED: self.buffered,
-            Kind.CALLBACK: self.callbacks,
-            Kind.NEXUS_OPERATION: self.nexus_operations,
         }
 
     @property

@@ -35,7 +35,6 @@ class DispatchWorkflowTask(Task, tag="w"):
     task_queue: str = ""
     sticky: bool = False  # task_queue is the sticky one
     scheduled_event_id: int = 0
-    stamp: int = 0
 
 
 class DispatchActivity(Task, tag="a"):
@@ -71,7 +70,6 @@ class WorkflowTaskTimeout(Task, tag="tw"):
     kind: int = TimeoutKind.START_TO_CLOSE
     scheduled_event_id: int = 0
     attempt: int = 1
-    stamp: int = 0
 
 
 class ActivityTimeout(Task, tag="ta"):

@@ -79,7 +79,6 @@ def schedule(
             scheduled_event_id=run.next_event_id, attempt=attempt, speculative=speculative, timeout=timeout
         )
         task.scheduled_time = task.original_scheduled_time = txn.now
-        task.stamp = run.workflow_task_stamp
         task.sticky_queue = run.sticky_queue
         run.workflow_task = task
         run.had_workflow_task = True
@@ -106,13 +105,11 @@ def _dispatch(txn: Txn, task: WorkflowTask) -> None:
         task_queue=run.sticky_queue or txn.state.info.task_queue,
         sticky=bool(run.sticky_queue),
         scheduled_event_id=task.scheduled_event_id,
-        stamp=task.stamp,
     )
     timeout = WorkflowTaskTimeout(
         kind=TimeoutKind.SCHEDULE_TO_START,
         scheduled_event_id=task.scheduled_event_id,
         attempt=task.attempt,
-        stamp=task.stamp,
     )
     if task.speculative:
         wait = run.sticky_timeout if run.sticky_queue else SPECULATIVE_SCHEDULE_TO_START
@@ -145,7 +142,6 @@ def _scheduled(state: State, event: HistoryEvent) -> None:
         scheduled_time=run.last_event_time,
         original_scheduled_time=run.last_event_time,
         timeout=timeout.seconds * SECOND + timeout.nanos,
-        stamp=run.workflow_task_stamp,
     )
     if attributes.task_queue.kind == TaskQueueKind.TASK_QUEUE_KIND_STICKY:
         run.workflow_task.sticky_queue = attributes.task_queue.name
@@ -190,7 +186,6 @@ def _arm_start_to_close(txn: Txn, task: WorkflowTask) -> None:
         kind=TimeoutKind.START_TO_CLOSE,
         scheduled_event_id=task.scheduled_event_id,
         attempt=task.attempt,
-        stamp=task.stamp,
     )
     if task.speculative:
         txn.memory_timer(_TIMEOUT_KEY, task.started_time + task.timeout, timeout)
@@ -294,7 +289,6 @@ def materialize(txn: Txn) -> None:
                 task_queue=task.sticky_queue or txn.state.info.task_queue,
                 sticky=bool(task.sticky_queue),
                 scheduled_event_id=task.scheduled_event_id,
-                stamp=task.stamp,
             )
         )
         if task.sticky_queue:
@@ -305,7 +299,6 @@ def materialize(txn: Txn) -> None:
                     kind=TimeoutKind.SCHEDULE_TO_START,
                     scheduled_event_id=task.scheduled_event_id,
                     attempt=task.attempt,
-                    stamp=task.stamp,
                 ),
             )
 
@@ -394,7 +387,6 @@ def _completed(state: State, event: HistoryEvent) -> None:
     state.close_attempted = False
     run.workflow_task = None
     run.workflow_task_attempt = 1
-    run.workflow_task_failures = 0
     run.last_started_event_id = attributes.started_event_id
     run.binary_checksum = attributes.binary_checksum or attributes.worker_version.build_id
 
@@ -498,8 +490,6 @@ def _ended_unsuccessfully(state: State, *, counts: bool) -> None:
     run.sticky_queue = ""
     run.sticky_timeout = 0
     run.workflow_task_attempt = run.workflow_task_attempt + 1 if counts else 1
-    if counts:
-        run.workflow_task_failures += 1
 
 
 def remove_pending(txn: Txn) -> None:
