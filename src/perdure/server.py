@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from perdure.clock import SECOND, Clock, RealClock
+from perdure.cluster.record import load_cluster
 from perdure.config.static import ServerConfig
 from perdure.frontend.rpc import ClusterInfo
 from perdure.frontend.server import Frontend, Listener, serve
 from perdure.history.engine import HistoryService
 from perdure.matching.engine import MatchingEngine
 from perdure.namespaces import NamespaceRegistry
-from perdure.persistence.api import ConditionFailed, NotFound, SchemaMismatch, Store
-from perdure.persistence.open import DEFAULT_SHARDS, backend_of, is_unfinished_copy, open_database_url
+from perdure.persistence.api import Store
+from perdure.persistence.open import DEFAULT_SHARDS, backend_of, open_database_url
 from perdure.telemetry.samples import Sample
 
 if TYPE_CHECKING:
@@ -33,13 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Server", "ServerConfig"]
 
 logger = logging.getLogger("perdure.server")
-
-
-class ClusterRecord(msgspec.Struct):
-    """Laid down when the database was made. id: a UUID."""
-
-    id: str
-    shards: int
 
 
 class Server:
@@ -162,25 +153,3 @@ class Server:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def load_cluster(store: Store, shards: int | None, default: int) -> ClusterRecord:
-    """The record of the cluster, made at the first start. default: shards of a new one, where `shards` says nothing.
-    Raises SchemaMismatch when it has another number of shards, since workflow ids are spread by it, and when the
-    database is a copy that is not complete."""
-    while True:
-        try:
-            document = await store.get_document("cluster", "self")
-        except NotFound:
-            if await is_unfinished_copy(store):
-                raise SchemaMismatch("the database is a copy that is not complete: run perdure db copy again") from None
-            record = ClusterRecord(str(uuid.uuid4()), shards or default)
-            try:
-                await store.put_document("cluster", "self", 0, msgspec.json.encode(record))
-            except ConditionFailed:
-                continue  # another process was faster
-            return record
-        record = msgspec.json.decode(document.blob, type=ClusterRecord)
-        if shards is not None and record.shards != shards:
-            raise SchemaMismatch(f"the database was made with {record.shards} shards, not {shards}")
-        return record

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from perdure import __version__
 
 USAGE_ERROR = 2
+MAX_SHARDS = 16_384
 
 
 # Both are what flags are added to.
@@ -166,6 +167,53 @@ def _cluster_health(commands: Any) -> None:
     parser.set_defaults(run="health")
 
 
+def _shards(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_SHARDS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards (1 to {MAX_SHARDS})")
+
+
+def _database_flag(parser: _Flags, *names: str, help: str, **options: Any) -> None:
+    parser.add_argument(*names, metavar="URL", help=f"{help}: sqlite:PATH, postgresql://… or mysql://…", **options)
+
+
+def _db(commands: Any) -> None:
+    db = _commands(commands.add_parser("db", help="make, upgrade and copy databases"))
+    default = os.environ.get("PERDURE_DATABASE_URL")
+    for name, help in (
+        ("init", "make perdure's tables where there are none"),
+        ("upgrade", "bring tables of an older version up to date; there is no way back"),
+        ("status", "say which versions the tables have; exits 0 when a server would start"),
+    ):
+        parser = db.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        _database_flag(
+            parser,
+            "--db",
+            help="the database (default: $PERDURE_DATABASE_URL)",
+            default=default,
+            required=not default,
+        )
+        if name == "init":
+            parser.add_argument(
+                "--shards",
+                type=_shards,
+                help="how many; it cannot be changed later, but by a copy (default: 4 in a SQLite file, else 128)",
+            )
+        _global_flags(parser)
+        parser.set_defaults(run=f"db_{name}")
+    copy = db.add_parser(
+        "copy",
+        help="copy a whole stopped server to another database",
+        description="Copies everything from the database of a stopped server to an empty one, and compares both. Cut "
+        "off, it goes on where it was when it is run again.",
+    )
+    _database_flag(copy, "--from", help="of the stopped server", required=True, dest="source")
+    _database_flag(copy, "--to", help="an empty one", required=True)
+    copy.add_argument("--shards", type=_shards, help="of the copy (default: 4 in a SQLite file, else 128)")
+    _global_flags(copy)
+    copy.set_defaults(run="db_copy")
+
+
 def _commands(parser: argparse.ArgumentParser) -> Any:
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -180,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     _start(server)
     operator = _commands(commands.add_parser("operator", help="look after a server"))
     _cluster_health(_commands(operator.add_parser("cluster", help="of the whole")))
+    _db(commands)
     return root
 
 
@@ -195,6 +244,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from perdure.cli import health
 
             return health.run(arguments)
+        if arguments.run.startswith("db_"):
+            from perdure.cli import db
+
+            return db.run(arguments)
         from perdure.cli import server
 
         return server.start_dev(arguments) if arguments.run == "start_dev" else server.start(arguments)

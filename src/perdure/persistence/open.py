@@ -7,9 +7,10 @@ mysql://USER@HOST/DB        MySQL, MariaDB
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from perdure.persistence.api import NotFound, SchemaMismatch, Store
@@ -88,18 +89,18 @@ def shown(url: str | None) -> str:
 
 
 async def open_database_url(
-    url: str | None, *, pragmas: Mapping[str, str] | None = None, upgrade: bool = False
+    url: str | None, *, pragmas: Mapping[str, str] | None = None, create: bool = True
 ) -> OpenDatabase:
-    """Opens the database, and makes its tables when it is new. upgrade: brings older tables up to date; they are
-    refused without it, since there is no way back. pragmas: of SQLite. Raises SchemaMismatch, Unavailable."""
+    """Opens the database. create: makes perdure's tables where there are none. pragmas: of SQLite. Raises
+    SchemaMismatch, also for tables of a newer or an older version (see `upgrade`), and Unavailable."""
     backend = backend_of(url)
-    if backend != SQLITE and pragmas:
-        raise SchemaMismatch(f"pragmas are SQLite's: {shown(url)} has none")
-    if backend == SQLITE:
+    if url is None or backend == SQLITE:
         from perdure.persistence.sqlite import open_store
         from perdure.visibility.sqlite import SqliteVisibility
 
-        store = await open_store(path_of(url), pragmas=pragmas, upgrade=upgrade)
+        if not create:
+            _refuse_new(url, await schema_status(url or ""))
+        store = await open_store(path_of(url), pragmas=pragmas, upgrade=False)
         try:
             visibility = SqliteVisibility(store.database)
             await visibility.open()
@@ -108,7 +109,49 @@ async def open_database_url(
             await store.close()
             raise
         return OpenDatabase(store, visibility)
-    raise SchemaMismatch(f"{shown(url)}: there is no store for {backend} yet")
+    if pragmas:
+        raise SchemaMismatch(f"pragmas are SQLite's: {shown(url)} has none")
+    _import(backend)
+    if backend == POSTGRESQL:
+        from perdure.persistence import postgresql
+        from perdure.visibility.postgresql import PostgresVisibility
+
+        store = await postgresql.open_store(url, create=create)
+        visibility = PostgresVisibility(store.database)
+        store.carry_visibility(visibility)
+        return OpenDatabase(store, visibility)
+    from perdure.persistence import mysql
+    from perdure.visibility.mysql import MysqlVisibility
+
+    store = await mysql.open_store(url, create=create)
+    visibility = MysqlVisibility(store.database)
+    store.carry_visibility(visibility)
+    return OpenDatabase(store, visibility)
+
+
+async def init(url: str) -> None:
+    """Makes perdure's tables where there are none. Raises SchemaMismatch when there are those of another version."""
+    backend = backend_of(url)
+    if backend == SQLITE:
+        await (await open_database_url(url)).store.close()
+    else:
+        await _import(backend).init(url)
+
+
+async def upgrade(url: str) -> None:
+    """Brings tables of an older version, or none, to this one. There is no way back. Raises SchemaMismatch."""
+    backend = backend_of(url)
+    if backend == SQLITE:
+        from perdure.persistence.sqlite import open_store
+        from perdure.visibility.sqlite import SqliteVisibility
+
+        store = await open_store(path_of(url))
+        try:
+            await SqliteVisibility(store.database).open()
+        finally:
+            await store.close()
+    else:
+        await _import(backend).upgrade(url)
 
 
 async def schema_status(url: str) -> Sequence[ModuleVersion]:
@@ -120,8 +163,24 @@ async def schema_status(url: str) -> Sequence[ModuleVersion]:
 
         found = schema.versions(path_of(url) or "")
         known = {"store": len(schema.STORE), "visibility": len(SCRIPTS)}
-        return [ModuleVersion(module, found.get(module, 0), version) for module, version in known.items()]
-    raise SchemaMismatch(f"{shown(url)}: there is no store for {backend} yet")
+        return [ModuleVersion(module, found.get(module, 0), known.get(module, 0)) for module in {**known, **found}]
+    status = await _import(backend).status(url)
+    return [ModuleVersion(module, *versions) for module, versions in status.versions.items()]
+
+
+def _import(backend: str) -> Any:
+    """The module that looks after the tables. Raises SchemaMismatch when the database's driver is not installed."""
+    try:
+        return importlib.import_module(f"perdure.persistence.{backend}.schema")
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.startswith("perdure"):
+            raise
+        raise SchemaMismatch(f"{e.name} is not installed, which {backend} needs: pip install perdure[{backend}]") from e
+
+
+def _refuse_new(url: str | None, found: Sequence[ModuleVersion]) -> None:
+    if all(module.found == 0 for module in found):
+        raise SchemaMismatch(f"{shown(url)} has no tables of perdure: run `perdure db init`")
 
 
 async def is_unfinished_copy(store: Store) -> bool:

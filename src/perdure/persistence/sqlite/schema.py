@@ -174,7 +174,7 @@ def migrate(
     if version and not upgrade:
         raise SchemaMismatch(
             f"{name} was written by an older version ({module} tables: version {version}, known: {len(scripts)}):"
-            f" back it up, then run perdure db upgrade --db {name}"
+            " back it up, then run `perdure db upgrade`"
         )
     for script in scripts[version:]:
         for statement in statements(script):
