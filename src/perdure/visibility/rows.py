@@ -58,7 +58,8 @@ def record_of(namespace_id: str, row: Sequence[Any]) -> VisibilityRecord:
 
 def decode_token(token: bytes) -> PageToken:
     decoded = tokens.decode(token, PageToken, "next page token")
-    if not (-OPEN <= decoded.close_key <= OPEN and -OPEN <= decoded.start_time <= OPEN):
+    in_range = -OPEN <= decoded.close_key <= OPEN and -OPEN <= decoded.start_time <= OPEN
+    if not in_range or "\0" in decoded.run_id:
         raise invalid_argument("Invalid next page token.")
     return decoded
 

@@ -50,12 +50,14 @@ COLUMNS: Final[dict[str, str]] = {
     NAMESPACE_DIVISION: "v.division",
 }
 
-_EXISTS: Final = "EXISTS (SELECT 1 FROM visibility_attributes a WHERE a.run = v.id AND a.name = {name}{value})"
+_EXISTS: Final = "EXISTS (SELECT 1 FROM visibility_attributes a WHERE a.run = v.id AND a.name = {name}{value}{end})"
 _VALUE: Final = "(SELECT a.{column} FROM visibility_attributes a WHERE a.run = v.id AND a.name = {name})"
 
 
 class Parameters(Protocol):
-    """How a database takes bound values. SQLite and MySQL put a mark, PostgreSQL a number."""
+    """How a database takes bound values. SQLite and MySQL put a mark, PostgreSQL a number.
+
+    It may have `exists_end`, which is then written at the end of each EXISTS."""
 
     def add(self, value: Scalar) -> str:
         """Keeps the value; answers the placeholder to write in its place."""
@@ -156,7 +158,7 @@ def _operand(column: Column, parameters: Parameters) -> str:
 def _exists(column: Column, parameters: Parameters, values: Sequence[str] = ()) -> str:
     name = parameters.add(attribute_key(column.type, column.field))
     value = f" AND a.{parameters.value_column(column.type)} IN ({_list(values, parameters)})" if values else ""
-    return _EXISTS.format(name=name, value=value)
+    return _EXISTS.format(name=name, value=value, end=getattr(parameters, "exists_end", ""))
 
 
 def _list(values: Sequence[Scalar], parameters: Parameters) -> str:

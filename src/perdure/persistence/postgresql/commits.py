@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import asyncpg
 
@@ -18,10 +18,21 @@ from perdure.persistence.api import (
 )
 from perdure.persistence.groups import Item
 from perdure.persistence.keys import branch_key, run_key, workflow_key
-from perdure.persistence.postgresql.database import Database, one_line
+from perdure.persistence.postgresql.database import Database, one_line, placeholders
+from perdure.visibility.api import VisibilityRecord
 
 PARAMETERS: Final = 44
-_CALL: Final = f"SELECT * FROM commit_group({', '.join(f'${n}' for n in range(1, PARAMETERS + 1))})"
+_CALL: Final = f"SELECT * FROM commit_group({placeholders(1, PARAMETERS)})"
+
+
+class Carried(Protocol):
+    """Visibility in the same database, as commits see it: `function` is like `commit_group`, and takes after its
+    arguments those that `arguments` makes of records."""
+
+    function: str
+    parameters: int
+
+    async def arguments(self, records: Sequence[VisibilityRecord]) -> Sequence[Sequence[object]]: ...
 
 
 def size_of(commit: Commit) -> int:
@@ -131,19 +142,24 @@ def _last_of_each(rows: Sequence[PendingRow]) -> Sequence[PendingRow]:
     return rows if len(last) == len(rows) else list(last.values())
 
 
-async def send(database: Database, items: list[Item[Commit]]) -> None:
+async def send(database: Database, carried: Carried | None, items: list[Item[Commit]]) -> None:
     """Writes the commits of the items in one transaction, without those whose condition failed."""
     while items:
         arguments, checked = encode([item.write for item in items])
         try:
-            failures = await database.write_group(_CALL, arguments)
+            records = [record for item in items for record in item.write.visibility] if carried else ()
+            if carried and records:
+                call = f"SELECT * FROM {carried.function}({placeholders(1, PARAMETERS + carried.parameters)})"
+                failures = await database.write_group(call, [*arguments, *await carried.arguments(records)])
+            else:
+                failures = await database.write_group(_CALL, arguments)
         except asyncpg.PostgresError as e:
             # A run at another version, or a row that exists: this should not happen, so it is found by halving.
             if len(items) == 1:
                 items[0].fail(ConditionFailed(one_line(e)))
                 return
             middle = len(items) // 2
-            await send(database, items[:middle])
+            await send(database, carried, items[:middle])
             items = items[middle:]
             continue
         except StoreError as e:

@@ -123,6 +123,10 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def placeholders(first: int, last: int) -> str:
+    return ", ".join([f"${n}" for n in range(first, last + 1)])
+
+
 def sqlstate_of(error: BaseException) -> str:
     return getattr(error, "sqlstate", None) or ""
 
@@ -226,20 +230,17 @@ class Database:
 
     async def read(self, sql: str, *arguments: object) -> list[Any]:
         """Rows by key. Sees every write that was acknowledged."""
-        if self._closing is not None:
-            raise Unavailable(f"{self.name} is closed")
+        self.check_open()
         return await self._alone(self._readers, False, sql, arguments)
 
     async def read_by_filter(self, sql: str, *arguments: object) -> list[Any]:
         """The same, planned anew for its values."""
-        if self._closing is not None:
-            raise Unavailable(f"{self.name} is closed")
+        self.check_open()
         return await self._alone(self._listers, False, sql, arguments)
 
     async def write(self, sql: str, *arguments: object) -> list[Any]:
         """Durable when it returns. When it raises Unavailable, it may have been written, and may still be."""
-        if self._closing is not None:
-            raise Unavailable(f"{self.name} is closed")
+        self.check_open()
         return await self._alone(self._writers, True, sql, arguments)
 
     async def write_group(self, sql: str, arguments: Sequence[object]) -> list[Any]:
@@ -301,9 +302,10 @@ class Database:
         """drain: returns when what waits is written."""
         self._before_closing.append(drain)
 
-    @property
-    def closed(self) -> bool:
-        return self._closing is not None
+    def check_open(self) -> None:
+        """Raises Unavailable once `close` was called."""
+        if self._closing is not None:
+            raise Unavailable(f"{self.name} is closed")
 
     async def close(self) -> None:
         """Writes what waits, then closes. Closing again waits for the first."""

@@ -21,8 +21,9 @@ from perdure.persistence.postgresql.database import Target, one_line, sqlstate_o
 OLDEST: Final = 13
 _LOCK: Final = 0x50455244_00000001  # of migrations; "PERD"
 
-# Names of runs may be 3,000 bytes long, more than an index takes, so a run's key is made of them by `persistence.keys.run_key`.
-# Keys of what is recent lie together. Pending rows repeat it rather than refer to the run: a commit looks nothing up.
+# Names of runs may be 3,000 bytes long, more than an index takes, so a run's key is made of them by
+# `persistence.keys.run_key`. Keys of what is recent lie together. Pending rows repeat it rather than refer to the run:
+# a commit looks nothing up.
 #
 # `fillfactor` leaves room in a page for the next version of its rows, which then needs no new entries in indexes.
 _TABLES: Final = """
@@ -122,6 +123,23 @@ CREATE TABLE message (
 );
 """
 
+COMMIT_PARAMETERS: Final = """
+    f_shard integer[], f_range bigint[],
+    k_shard integer[], k_key bytea[], k_run text[], k_status integer[],
+    w_shard integer[], w_key bytea[], w_namespace text[], w_workflow text[], w_run text[], w_status integer[],
+    w_blob bytea[],
+    n_shard integer[], n_key bytea[], n_namespace text[], n_workflow text[], n_run text[], n_state bytea[],
+    u_shard integer[], u_key bytea[], u_version bigint[], u_state bytea[],
+    d_shard integer[], d_run bytea[], d_kind smallint[], d_key text[],
+    p_shard integer[], p_run bytea[], p_kind smallint[], p_key text[], p_blob bytea[],
+    h_shard integer[], h_branch bytea[], h_node bigint[], h_txn bigint[], h_prev bigint[], h_events integer[],
+    h_blob bytea[],
+    t_shard integer[], t_category smallint[], t_time bigint[], t_id bigint[], t_blob bytea[]
+"""
+COMMIT_ANSWER: Final = (
+    """RETURNS TABLE (reason integer, place bigint, range_id bigint, run_id text, status integer, blob bytea)"""
+)
+
 # Those functions are what takes more than one statement: in the database, they are one round trip, and what they read
 # they read after they have the lock. Errors of class PD are theirs:
 #   PD001  a run is not at the version that was expected
@@ -129,7 +147,7 @@ CREATE TABLE message (
 # The range id of a shard is checked under a lock on its row, kept until the end of the transaction. Who shares a row's
 # lock need not queue, so a flow of commits could keep `acquire_shard` waiting for good: that is what the advisory locks
 # are for, which are handed out in turn.
-_FUNCTIONS: Final = """
+_FUNCTIONS: Final = f"""
 CREATE FUNCTION acquire_shard(the_shard integer, new_owner text, at_least bigint)
 RETURNS TABLE (range_id bigint, owner text, blob bytea) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -161,19 +179,8 @@ END $$;
 -- f_: shards and the range ids that they must have, in order of shards. k_: current runs to check. w_: current runs to
 -- write. n_: new runs. u_: runs to update. p_, d_: pending rows to put and to remove. h_: history nodes. t_: tasks.
 CREATE FUNCTION commit_group(
-    f_shard integer[], f_range bigint[],
-    k_shard integer[], k_key bytea[], k_run text[], k_status integer[],
-    w_shard integer[], w_key bytea[], w_namespace text[], w_workflow text[], w_run text[], w_status integer[],
-    w_blob bytea[],
-    n_shard integer[], n_key bytea[], n_namespace text[], n_workflow text[], n_run text[], n_state bytea[],
-    u_shard integer[], u_key bytea[], u_version bigint[], u_state bytea[],
-    d_shard integer[], d_run bytea[], d_kind smallint[], d_key text[],
-    p_shard integer[], p_run bytea[], p_kind smallint[], p_key text[], p_blob bytea[],
-    h_shard integer[], h_branch bytea[], h_node bigint[], h_txn bigint[], h_prev bigint[], h_events integer[],
-    h_blob bytea[],
-    t_shard integer[], t_category smallint[], t_time bigint[], t_id bigint[], t_blob bytea[]
-)
-RETURNS TABLE (reason integer, place bigint, range_id bigint, run_id text, status integer, blob bytea)
+{COMMIT_PARAMETERS})
+{COMMIT_ANSWER}
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -27,11 +26,11 @@ from perdure.persistence.api import (
     TaskQueueKey,
     TaskQueueRecord,
     TaskRow,
-    Unavailable,
 )
 from perdure.persistence.groups import Groups, Item
 from perdure.persistence.keys import branch_key, queue_key, run_key, workflow_key
 from perdure.persistence.postgresql import commits, schema
+from perdure.persistence.postgresql.commits import Carried
 from perdure.persistence.postgresql.database import Database, Target, one_line
 
 PIECE: Final = 2000
@@ -147,7 +146,8 @@ class PostgresStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._commits: Groups[Commit] = Groups(partial(commits.send, database))
+        self._carried: Carried | None = None
+        self._commits: Groups[Commit] = Groups(lambda items: commits.send(database, self._carried, items))
         self._appends: Groups[_Append] = Groups(self._send_appends)
         self._acquiring: dict[int, asyncio.Future[None]] = {}  # by shard
         # Range ids under which this process last had a shard or a task queue.
@@ -160,9 +160,13 @@ class PostgresStore:
     async def close(self) -> None:
         await self.database.close()
 
+    def carry_visibility(self, visibility: Carried) -> None:
+        """From now on commits write their visibility records, in the same transaction."""
+        self._carried = visibility
+
     @property
     def carries_visibility(self) -> bool:
-        return False
+        return self._carried is not None
 
     # --- shards ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +196,7 @@ class PostgresStore:
     async def commit(self, commit: Commit) -> None:
         while (acquiring := self._acquiring.get(commit.shard_id)) is not None:
             await asyncio.wait([acquiring])  # what comes after it is written after it
-        if self.database.closed:
-            raise Unavailable(f"{self.database.name} is closed")
+        self.database.check_open()
         await self._commits.submit(commit, _keys(commit), commits.size_of(commit))
 
     async def load_run(self, shard_id: int, namespace_id: str, workflow_id: str, run_id: str) -> RunRecord:
@@ -306,8 +309,7 @@ class PostgresStore:
             raise ConditionFailed(f"task queue {key.name} is not at range id {range_id}")
 
     async def append_backlog(self, key: TaskQueueKey, range_id: int, tasks: Sequence[BacklogTask]) -> None:
-        if self.database.closed:
-            raise Unavailable(f"{self.database.name} is closed")
+        self.database.check_open()
         queue = queue_key(key)
         size = sum([len(task.blob) for task in tasks])
         await self._appends.submit(_Append(queue, range_id, key.name, tasks), (queue,), size)
