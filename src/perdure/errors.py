@@ -51,6 +51,15 @@ class ServiceError(Exception):
         self.detail = detail
 
 
+class NotOwned(ServiceError):
+    """What was asked for is another member's, and nothing was done. UNAVAILABLE to whoever asked from outside."""
+
+    __slots__ = ()
+
+    def __init__(self, what: str) -> None:
+        super().__init__(Code.UNAVAILABLE, f"{what} has another owner")
+
+
 def invalid_argument(message: str) -> ServiceError:
     return ServiceError(Code.INVALID_ARGUMENT, message)
 

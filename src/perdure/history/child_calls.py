@@ -55,7 +55,7 @@ async def start(engine: HistoryService, shard: Shard, task: StartChild) -> None:
     if to_start is not None:
         initiated, request, link = to_start
         try:
-            run_id = await engine.start_child_workflow(child.namespace_id, request, link)
+            run_id = await engine.others.start_child_workflow(child.namespace_id, request, link)
         except ServiceError as error:
             cause = _why_not_started(error)
             if cause is None:
@@ -68,7 +68,7 @@ async def start(engine: HistoryService, shard: Shard, task: StartChild) -> None:
         parent = WorkflowExecution(workflow_id=task.workflow_id, run_id=task.run_id)
         await _apply_close_policy(engine, parent, child, run_id)
     if run_id:
-        await engine.schedule_first_workflow_task(
+        await engine.others.schedule_first_workflow_task(
             child.namespace_id, WorkflowExecution(workflow_id=child.workflow_id, run_id=run_id)
         )
 
@@ -161,7 +161,7 @@ async def close_execution(engine: HistoryService, shard: Shard, task: CloseExecu
         left = [child for child in state.children.values() if child.parent_close_policy != _ABANDON]
     if report is not None:
         try:
-            await engine.record_child_closed(report.namespace_id, report.parent, report.outcome)
+            await engine.others.record_child_closed(report.namespace_id, report.parent, report.outcome)
         except ServiceError as error:
             if error.code != errors.Code.NOT_FOUND:
                 raise
@@ -178,7 +178,7 @@ async def _apply_close_policy(engine: HistoryService, parent: WorkflowExecution,
     execution = WorkflowExecution(workflow_id=child.workflow_id)
     try:
         if child.parent_close_policy == ParentClosePolicy.PARENT_CLOSE_POLICY_TERMINATE:
-            await engine.terminate_workflow_execution(
+            await engine.others.terminate_workflow_execution(
                 child.namespace_id,
                 TerminateWorkflowExecutionRequest(
                     namespace=child.namespace,
@@ -190,7 +190,7 @@ async def _apply_close_policy(engine: HistoryService, parent: WorkflowExecution,
                 child_only_of=parent,
             )
         else:
-            await engine.request_cancel_workflow_execution(
+            await engine.others.request_cancel_workflow_execution(
                 child.namespace_id,
                 RequestCancelWorkflowExecutionRequest(
                     namespace=child.namespace,

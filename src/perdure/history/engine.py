@@ -49,7 +49,7 @@ from temporalio.api.workflowservice.v1 import (
 from perdure.clock import SECOND, Clock
 from perdure.cluster.shardmap import shard_of
 from perdure.config.dynamic import DynamicConfig
-from perdure.errors import ServiceError
+from perdure.errors import NotOwned, ServiceError
 from perdure.history import (
     activity_calls,
     child_calls,
@@ -66,14 +66,15 @@ from perdure.history import (
     visibility_tasks,
     workflow_task_calls,
 )
-from perdure.history.api import ChildOutcome, ParentLink, Poller
+from perdure.history.api import ChildOutcome, HistoryClient, ParentLink, Poller
 from perdure.history.core.tasks import Task
 from perdure.history.core.txn import Environment
+from perdure.history.ownership import Shards
 from perdure.history.queries import Queries
 from perdure.history.shard import RunContext, Services, Shard
 from perdure.matching.api import MatchingClient, TaskRef
 from perdure.namespaces import Namespace, NamespaceRegistry
-from perdure.persistence.api import Store
+from perdure.persistence.api import Store, StoreError
 from perdure.visibility.api import VisibilityStore
 
 log = logging.getLogger("perdure.history")
@@ -99,7 +100,10 @@ _RANDOM_MASK = ((1 << 12) - 1) << 64 | (1 << 62) - 1
 
 
 class HistoryService:
-    """One process's part of the history service. For now it owns all shards."""
+    """One process's part of the history service.
+
+    shards: those that it has, all unless told otherwise before it starts. others: the whole service, for what
+    executions ask of each other."""
 
     matching: MatchingClient
 
@@ -123,40 +127,63 @@ class HistoryService:
         self.queries = Queries(config)
         self.failures: Counter[str] = Counter()
         self._environments: dict[str, tuple[Namespace, Environment]] = {}
-        services = Services(
-            store, clock, new_id, self.environment, self._execute, self._execute, self._execute, self.failures
+        self.owner = owner or new_id()
+        self.others: HistoryClient = self
+        self.shards = Shards(shards, self._make_shard, clock)
+        self._owned = self.shards.owned
+        self._services = Services(
+            store,
+            clock,
+            new_id,
+            self.environment,
+            self._execute,
+            self._execute,
+            self._execute,
+            self.shards.lost,
+            self.failures,
         )
-        self._shards = [Shard(i + 1, owner or new_id(), services) for i in range(shards)]
         self._maintenance: asyncio.Task[None] | None = None
 
     def set_matching(self, matching: MatchingClient) -> None:
         self.matching = matching
 
+    def _make_shard(self, shard_id: int) -> Shard:
+        return Shard(shard_id, self.owner, self._services)
+
     async def start(self) -> None:
-        """Acquires the shards and takes up what was left undone. Matching must be set."""
-        for shard in self._shards:
-            await shard.acquire()
-        for shard in self._shards:
-            await shard.recover()
+        """Acquires all shards and takes up what was left undone. Matching must be set."""
+        await self.shards.take_all()
+        self.start_maintenance()
+
+    def start_maintenance(self) -> None:
+        """Instead of `start`, for a process that is given its shards later."""
         self._maintenance = asyncio.create_task(self._maintain())
 
     async def stop(self, grace: float = 1.0) -> None:
         if self._maintenance is not None:
             self._maintenance.cancel()
             await asyncio.gather(self._maintenance, return_exceptions=True)
-        await asyncio.gather(*(shard.stop(grace) for shard in self._shards))
+        await self.shards.stop(grace)
 
     async def _maintain(self) -> None:
         while True:
             await self.clock.sleep(SECOND)
-            for shard in self._shards:
+            self.shards.reconcile()
+            for shard in self.shards.live():
                 try:
                     await shard.maintain()
+                except StoreError as e:
+                    log.warning("maintenance of shard %d is tried again: %s", shard.shard_id, e)
                 except Exception:
                     log.exception("maintenance of shard %d failed; tried again", shard.shard_id)
 
     def shard(self, namespace_id: str, workflow_id: str) -> Shard:
-        return self._shards[shard_of(namespace_id, workflow_id, len(self._shards)) - 1]
+        """Raises NotOwned."""
+        shard_id = shard_of(namespace_id, workflow_id, len(self._owned))
+        shard = self._owned[shard_id - 1]
+        if shard is None:
+            raise NotOwned(f"shard {shard_id}")
+        return shard
 
     def environment(self, namespace_id: str) -> Environment:
         """Of a namespace, for the core. Raises ServiceError NOT_FOUND."""

@@ -49,7 +49,7 @@ async def signal(engine: HistoryService, shard: Shard, task: SignalExternal) -> 
         )
         try:
             engine.environment(a.namespace_id)
-            await engine.signal_workflow_execution(
+            await engine.others.signal_workflow_execution(
                 a.namespace_id,
                 request,
                 child_only_of=sender if a.child_workflow_only else None,
@@ -91,7 +91,7 @@ async def cancel(engine: HistoryService, shard: Shard, task: CancelExternal) -> 
         )
         try:
             engine.environment(a.namespace_id)
-            await engine.request_cancel_workflow_execution(
+            await engine.others.request_cancel_workflow_execution(
                 a.namespace_id,
                 request,
                 child_only_of=sender if a.child_workflow_only else None,

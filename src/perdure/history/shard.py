@@ -148,6 +148,9 @@ class _Held:
     async def __aenter__(self) -> RunContext:
         context = self._context
         await context.lock.acquire()
+        if not self._shard.taking:
+            context.lock.release()
+            raise errors.NotOwned(f"shard {self._shard.shard_id}")
         if context.state is None:
             try:
                 await self._shard.load(context)
@@ -164,7 +167,10 @@ class _Held:
 
 @dataclass(slots=True)
 class Services:
-    """What the shards of a process share."""
+    """What the shards of a process share.
+
+    lost: told of a shard that can write no more: another process has it (True), or the outcome of a write is not known
+    (False)."""
 
     store: Store
     clock: Clock
@@ -173,11 +179,14 @@ class Services:
     transfer: Callable[[Shard, Task], Awaitable[None]]
     timer: Callable[[Shard, Task], Awaitable[None]]
     visibility: Callable[[Shard, Task], Awaitable[None]]
+    lost: Callable[[Shard, bool], None]
     failures: Counter[str] = field(default_factory=Counter[str])
     cache_size: int = 10_000
 
 
 class Shard:
+    """taking: calls may begin. closed: nothing is written any more. calls: under way, as far as they are counted."""
+
     def __init__(self, shard_id: int, owner: str, services: Services) -> None:
         self.shard_id = shard_id
         self.owner = owner
@@ -186,6 +195,9 @@ class Shard:
         self._visibility_along = services.store.carries_visibility
         self.clock = services.clock
         self.range_id = 0
+        self.taking = True
+        self.closed = False
+        self.calls = 0
         self._sequence = 0
         self._runs: OrderedDict[RunKey, RunContext] = OrderedDict()
         self._currents: OrderedDict[tuple[str, str], CurrentRun] = OrderedDict()
@@ -217,18 +229,78 @@ class Shard:
 
     async def maintain(self) -> None:
         """Every second or so: deletes the rows of what is done, reads timers that come near."""
+        if not self.taking:
+            return
         await self.transfers.delete_done()
         await self.visibility.delete_done()
         await self.timers.load()
         await self.timers.delete_done()
 
-    async def stop(self, grace: float) -> None:
+    async def drain(self, grace: float) -> None:
+        """For another to take it: no calls begin, those that wait for something end with NotOwned, those that run have
+        so many seconds, then nothing is written any more."""
+        self._refuse()
+        until = asyncio.get_running_loop().time() + grace
+        while self.calls > 0 and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.002)
+        await self.close(max(0.05, until - asyncio.get_running_loop().time()))
+
+    async def close(self, grace: float) -> None:
+        """The queues end the tasks that they run within so many seconds; then nothing is written any more."""
+        self._refuse()
         await asyncio.gather(self.timers.stop(grace), self.transfers.stop(grace), self.visibility.stop(grace))
+        self._forget_all()
+
+    async def drop(self) -> None:
+        """At once, because it is not this process's any more: nothing that is in memory counts."""
+        if not self.closed:
+            self._forget_all()
+            self._refuse()
+        self.timers.abandon()
+        self.transfers.abandon()
+        self.visibility.abandon()
+        await asyncio.gather(self.timers.stop(0), self.transfers.stop(0), self.visibility.stop(0))
+
+    def _refuse(self) -> None:
+        self.taking = False
+        for watchers in (self._watchers, self._end_watchers):
+            for watcher in [w for of_run in watchers.values() for w in of_run]:
+                if not watcher.done():
+                    watcher.set_exception(errors.NotOwned(f"shard {self.shard_id}"))
+            watchers.clear()
+        self._end_memories()
+
+    def _end_memories(self, locked_too: bool = False) -> None:
+        """Whoever waits for a query or an update begins again, and finds the next owner."""
+        for context in self._runs.values():
+            if context.memory and (locked_too or not context.lock.locked()):
+                memory, context.memory = context.memory, {}
+                for room in list(memory.values()):
+                    room.lost()
+
+    def _forget_all(self) -> None:
+        self.closed = True
+        self._end_memories(locked_too=True)
+        for context in self._runs.values():
+            if not context.lock.locked():
+                context.forget()
+        self._currents.clear()
+
+    def _lose(self, fenced: bool) -> None:
+        if not self.closed:
+            self._forget_all()
+            self._refuse()
+            self.timers.abandon()
+            self.transfers.abandon()
+            self.visibility.abandon()
+            self.services.lost(self, fenced)
 
     def new_task_id(self) -> int:
         self._sequence += 1
         if self._sequence >= 1 << _RANGE_BITS:
-            raise errors.unavailable("the shard is renewing its range")
+            # A new range id begins a new block of them.
+            self._lose(fenced=False)
+            raise errors.NotOwned(f"shard {self.shard_id}")
         return (self.range_id << _RANGE_BITS) + self._sequence
 
     # --- runs
@@ -262,6 +334,8 @@ class Shard:
 
     async def load(self, context: RunContext) -> None:
         namespace_id, workflow_id, run_id = context.key
+        if self.closed:
+            raise errors.NotOwned(f"shard {self.shard_id}")
         try:
             record = await self.store.load_run(self.shard_id, namespace_id, workflow_id, run_id)
         except NotFound:
@@ -278,6 +352,8 @@ class Shard:
         if found is not None:
             self._currents.move_to_end(key)
             return found
+        if self.closed:
+            raise errors.NotOwned(f"shard {self.shard_id}")
         try:
             found = await self.store.load_current(self.shard_id, namespace_id, workflow_id)
         except NotFound:
@@ -355,6 +431,7 @@ class Shard:
         records: list[VisibilityRecord] = []
         started: list[tuple[RunContext, Txn, list[tuple[TaskCategory, int, Task]], list[tuple[TimerRequest, int]]]] = []
         nodes_of: list[list[HistoryNode]] = []
+        sent = False
         try:
             for c, t in steps:
                 nodes = self._nodes(t)
@@ -366,6 +443,9 @@ class Shard:
                 nodes_of.append(nodes)
                 started.append((c, t, immediate, timers))
             currents = await self._current_writes(steps, expected_current)
+            if self.closed:
+                raise errors.NotOwned(f"shard {self.shard_id}")
+            sent = True
             await self.store.commit(Commit(self.shard_id, self.range_id, writes, currents, rows, records))
         except BaseException as error:
             self._undo(steps, rows)
@@ -373,8 +453,12 @@ class Shard:
                 self._currents.pop(context.key[:2], None)
                 raise
             if isinstance(error, ShardFenced):
-                raise errors.unavailable(f"shard {self.shard_id} has another owner") from error
-            if isinstance(error, ConditionFailed | Unavailable | StoreError):
+                self._lose(fenced=True)
+                raise errors.NotOwned(f"shard {self.shard_id}") from error
+            if sent and isinstance(error, Unavailable | asyncio.CancelledError):
+                # Nobody knows whether it was written: with a new range id it is, or never will be.
+                self._lose(fenced=False)
+            if isinstance(error, StoreError):
                 if isinstance(error, ConditionFailed):
                     log.warning("a step of %s met another version of its record", context.key)
                 raise errors.unavailable(f"the step was not written: {error}") from error
@@ -635,6 +719,9 @@ class Shard:
             await self.store.delete_run(
                 self.shard_id, self.range_id, namespace_id, workflow_id, run_id, [state.run.branch_id]
             )
+        except ShardFenced as e:
+            self._lose(fenced=True)
+            raise errors.NotOwned(f"shard {self.shard_id}") from e
         except StoreError as e:
             raise errors.unavailable(f"the run was not removed: {e}") from e
         finally:

@@ -41,6 +41,7 @@ class ImmediateQueue:
         self._highest = 0
         self._deleted = 0
         self._stopped = False
+        self._abandoned = False
 
     @property
     def size(self) -> int:
@@ -106,10 +107,16 @@ class ImmediateQueue:
 
     async def delete_done(self) -> None:
         """Deletes the rows of all tasks up to the oldest that is not done."""
+        if self._abandoned:
+            return
         done = next(iter(self._outstanding)) - 1 if self._outstanding else self._highest
         if done > self._deleted:
             await self._store.delete_tasks(self._shard_id, self._category, (0, done))
             self._deleted = done
+
+    def abandon(self) -> None:
+        """Nothing more is started or deleted: which rows there are is not known any more. `stop` follows."""
+        self._stopped = self._abandoned = True
 
     async def stop(self, grace: float) -> None:
         """Waits up to grace seconds for what runs; what does not end is run again by the next owner of the shard."""

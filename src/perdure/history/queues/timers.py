@@ -74,6 +74,7 @@ class TimerQueue:
         self._wake_time = 0
         self._deleted = 0
         self._stopped = False
+        self._abandoned = False
         self._unrecorded = 0
 
     @property
@@ -206,7 +207,7 @@ class TimerQueue:
 
     async def delete_done(self) -> None:
         """Deletes the rows of all timers up to the earliest that is not done."""
-        if self._loading:
+        if self._loading or self._abandoned:
             return
         until = min(self._clock.now(), self._window_end)
         if self._heap:
@@ -217,6 +218,10 @@ class TimerQueue:
         if until - 1 > self._deleted:
             self._deleted = until - 1
             await self._store.delete_tasks(self._shard_id, TaskCategory.TIMER, (until - 1, _LAST_ID))
+
+    def abandon(self) -> None:
+        """Nothing more is started or deleted: which rows there are is not known any more. `stop` follows."""
+        self._stopped = self._abandoned = True
 
     async def stop(self, grace: float) -> None:
         self._stopped = True
