@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -105,3 +106,80 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class MysqlServer:
+    """A MariaDB (or MySQL) server in a temporary folder, on a free port, that waits for the disk at each commit."""
+
+    def __init__(self, install: list[str], server: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="perdure-mysql-"))
+        # Root may run it only when told to; everybody else runs it as oneself.
+        self._user = ["--user=root"] if os.geteuid() == 0 else []
+        data = f"--datadir={self.folder / 'data'}"
+        subprocess.run(
+            [*install, "--no-defaults", *self._user, data], check=True, stdout=subprocess.DEVNULL, cwd=self.folder
+        )
+        self._port = _free_port()
+        self._command = [
+            server,
+            "--no-defaults",
+            *self._user,
+            data,
+            f"--port={self._port}",
+            "--bind-address=127.0.0.1",
+            f"--socket={self.folder / 'socket'}",
+            f"--pid-file={self.folder / 'pid'}",
+            f"--log-error={self.folder / 'log'}",
+            "--innodb-flush-log-at-trx-commit=1",
+            "--max-connections=200",
+        ]
+        atexit.register(self.remove)
+        self.start()
+        # Connections over TCP are not those of the account that may only come through the socket.
+        self.run("CREATE USER IF NOT EXISTS perdure@'127.0.0.1'; GRANT ALL ON *.* TO perdure@'127.0.0.1'")
+
+    def url(self, database: str = "") -> str:
+        """database: an empty one that no other test uses, when it is not given."""
+        if not database:
+            database = f"test_{os.getpid()}_{next(_numbers)}"
+            self.run(f"CREATE DATABASE {database}")
+        return f"mysql://perdure@127.0.0.1:{self._port}/{database}"
+
+    def run(self, statements: str) -> str:
+        """By the server's own client. Answers what it prints."""
+        client = next(path for name in ("mariadb", "mysql") if (path := shutil.which(name)))
+        command = [client, "--no-defaults", "--user=root", f"--socket={self.folder / 'socket'}", "--skip-column-names"]
+        return subprocess.run(command, input=statements, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def start(self) -> None:
+        """Returns when it takes connections."""
+        self.process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
+        )
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As if it had crashed."""
+        self.process.kill()
+        self.process.wait()
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@cache
+def mysql() -> MysqlServer:
+    """The session's server. Skips the test where there is none to be had."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    server = shutil.which("mariadbd", path=path)
+    install = shutil.which("mariadb-install-db", path=path)
+    if server is None or install is None:
+        pytest.skip("MariaDB's server (mariadbd, mariadb-install-db) is not installed", allow_module_level=True)
+    return MysqlServer([install, "--auth-root-authentication-method=normal", "--skip-test-db"], server)

@@ -10,6 +10,7 @@ import pytest
 from tests import databases
 
 from perdure.persistence.api import Store
+from perdure.persistence.mysql import open_store as open_mysql
 from perdure.persistence.postgresql import open_store as open_postgresql
 from perdure.persistence.sqlite import open_store
 
@@ -36,7 +37,12 @@ def postgresql(tmp_path: Path) -> Backend:
     return Backend(lambda: open_postgresql(url))
 
 
-BACKENDS = [sqlite_file, sqlite_memory, postgresql]
+def mysql(tmp_path: Path) -> Backend:
+    url = databases.mysql().url()
+    return Backend(lambda: open_mysql(url))
+
+
+BACKENDS = [sqlite_file, sqlite_memory, postgresql, mysql]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)

@@ -12,12 +12,14 @@ from temporalio.api.common.v1 import SearchAttributes
 from tests import databases
 
 from perdure.errors import Code, ServiceError
+from perdure.persistence.mysql import open_store as open_mysql
 from perdure.persistence.postgresql import open_store as open_postgresql
 from perdure.persistence.sqlite.database import open_database
 from perdure.visibility.api import VisibilityRecord
 from perdure.visibility.attributes import PREDEFINED, encode_value, format_datetime
 from perdure.visibility.evaluate import evaluate
 from perdure.visibility.filter import parse
+from perdure.visibility.mysql import MysqlVisibility
 from perdure.visibility.postgresql import PostgresVisibility
 from perdure.visibility.sqlite import SqliteVisibility
 
@@ -74,7 +76,21 @@ async def postgresql():
     await store.close()
 
 
-BACKENDS = [sqlite, postgresql]
+@cache
+def mysql_url() -> str:
+    return databases.mysql().url()
+
+
+@asynccontextmanager
+async def mysql():
+    store = await open_mysql(mysql_url())
+    await store.database.repeatable(b"DELETE FROM visibility")
+    await store.database.repeatable(b"DELETE FROM visibility_attributes")
+    yield MysqlVisibility(store.database)
+    await store.close()
+
+
+BACKENDS = [sqlite, postgresql, mysql]
 """Each gives an empty store."""
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__)
