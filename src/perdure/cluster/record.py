@@ -20,14 +20,12 @@ class ClusterRecord(msgspec.Struct):
 async def load_cluster(store: Store, shards: int | None, default: int) -> ClusterRecord:
     """The record, made at the first start. default: shards of a new one, where `shards` says nothing. Raises
     SchemaMismatch when it has another number of shards, and when the database is a copy that is not complete."""
+    if await is_unfinished_copy(store):
+        raise SchemaMismatch("the database is a copy that is not complete: run `perdure db copy` again")
     while True:
         try:
             document = await store.get_document("cluster", "self")
         except NotFound:
-            if await is_unfinished_copy(store):
-                raise SchemaMismatch(
-                    "the database is a copy that is not complete: run `perdure db copy` again"
-                ) from None
             record = ClusterRecord(str(uuid.uuid4()), shards or default)
             try:
                 await store.put_document("cluster", "self", 0, msgspec.json.encode(record))
