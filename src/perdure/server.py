@@ -26,6 +26,7 @@ from perdure.persistence.open import DEFAULT_SHARDS, backend_of, open_database_u
 from perdure.telemetry.samples import Sample
 
 if TYPE_CHECKING:
+    from perdure.config.files import DynamicFile
     from perdure.telemetry.metrics import Metrics
 
 __all__ = ["Server", "ServerConfig"]
@@ -46,6 +47,7 @@ class Server:
         self.frontend: Frontend
         self._listener: Listener
         self._metrics: Metrics | None = None
+        self._dynamic_file: DynamicFile | None = None
 
     @property
     def address(self) -> str:
@@ -58,7 +60,21 @@ class Server:
 
     async def start(self) -> None:
         """Returns when calls are taken. Raises persistence.SchemaMismatch for a database that cannot be used, OSError
-        when a port is taken; everything is let go of then."""
+        when a port is taken, ConfigError for a file of dynamic settings; everything is let go of then."""
+        config = self.config
+        if config.dynamic_file is not None:
+            from perdure.config.files import DynamicFile
+
+            self._dynamic_file = DynamicFile(config.dynamic_file, config.dynamic, self.clock)
+            self._dynamic_file.start()
+        try:
+            await self._start()
+        except BaseException:
+            if self._dynamic_file is not None:
+                await self._dynamic_file.stop()
+            raise
+
+    async def _start(self) -> None:
         config = self.config
         store, visibility = await open_database_url(config.database, pragmas=config.sqlite_pragmas)
         self.store = store
@@ -115,6 +131,8 @@ class Server:
         await draining
         await self.history.stop(grace / 2)
         self._stop_metrics()
+        if self._dynamic_file is not None:
+            await self._dynamic_file.stop()
         await self.store.close()
         logger.info("stopped within %.2f s", (self.clock.now() - began) / SECOND)
 

@@ -1,14 +1,14 @@
 """Dynamic configuration: settings under Temporal's own keys, constrained by namespace, task queue or shard.
 
 A setting is a `Key`; a value set from outside wins over the key's default, the most constrained one first. Keys are
-compared without regard to case. Durations are nanoseconds here; outside they may be written as "1m30s".
+compared without regard to case. Durations are nanoseconds here; outside they are written as "1m30s", or in seconds.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -69,8 +69,11 @@ def _str(value: Any) -> str:
 
 
 def _duration(value: Any) -> int:
+    """A bare number is seconds, as it is to Temporal."""
     if isinstance(value, str):
-        return parse_duration(value)
+        return int(value) * SECOND if value.isascii() and value.isdigit() else parse_duration(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**31:
+        return round(value * SECOND)
     raise ConfigError(f"not a duration: {value!r} (write it as 10s or 1m30s)")
 
 
@@ -151,35 +154,28 @@ class Constraints:
 
 
 class DynamicConfig:
-    """The values in force. `set` replaces those of one key; reading is a dictionary look-up when nothing is set."""
+    """The values in force: those of `set` (a command line), and for other keys those of `replace` (a file). Reading is
+    a dictionary look-up when nothing is set."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_fixed", "_values")
 
     def __init__(self) -> None:
-        self._values: dict[str, list[tuple[Constraints, Any]]] = {}
+        self._fixed: _Entries = {}
+        self._values: _Entries = {}
 
     def set(self, name: str, value: Any, constraints: Constraints = Constraints()) -> None:
-        """value: as from JSON or YAML. An unknown key is kept (other servers know more keys) but does nothing.
-        Raises ConfigError when a known key cannot take the value."""
-        name = name.lower()
-        key = REGISTRY.get(name)
-        if key is not None:
-            try:
-                value = key.parse(value)
-            except ConfigError as e:
-                raise ConfigError(f"{key.name}: {e}") from None
-        entries = [e for e in self._values.get(name, []) if e[0] != constraints]
-        entries.append((constraints, value))
-        entries.sort(key=lambda e: -e[0].rank())
-        self._values[name] = entries
+        """Wins over all that `replace` says about the key. value: as from JSON or YAML. An unknown key is kept (other
+        servers know more keys) but does nothing. Raises ConfigError when a known key cannot take the value."""
+        _put(self._fixed, name, value, constraints)
+        self._values[name.lower()] = self._fixed[name.lower()]
 
-    def replace(self, values: Mapping[str, list[tuple[Constraints, Any]]]) -> None:
-        """All values at once, as from a file; raises ConfigError and changes nothing when one is wrong."""
-        fresh = DynamicConfig()
+    def replace(self, values: Mapping[str, Sequence[tuple[Constraints, Any]]]) -> None:
+        """All that is not `set`, at once; raises ConfigError and changes nothing when a value is wrong."""
+        fresh: _Entries = {}
         for name, entries in values.items():
             for constraints, value in entries:
-                fresh.set(name, value, constraints)
-        self._values = fresh._values
+                _put(fresh, name, value, constraints)
+        self._values = {**fresh, **self._fixed}
 
     def get(self, key: Key[T], namespace: str = "", task_queue: str = "", shard_id: int = 0) -> T:
         entries = self._values.get(key.name.lower()) if self._values else None
@@ -192,6 +188,21 @@ class DynamicConfig:
                 ):
                     return value
         return key.default
+
+
+_Entries = dict[str, list[tuple[Constraints, Any]]]
+
+
+def _put(entries: _Entries, name: str, value: Any, constraints: Constraints) -> None:
+    key = REGISTRY.get(name.lower())
+    if key is not None:
+        try:
+            value = key.parse(value)
+        except ConfigError as e:
+            raise ConfigError(f"{key.name}: {e}") from None
+    others = [entry for entry in entries.get(name.lower(), []) if entry[0] != constraints]
+    # The most constrained first: the first that fits is taken.
+    entries[name.lower()] = sorted([*others, (constraints, value)], key=lambda entry: -entry[0].rank())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -16,7 +16,8 @@ class ServerConfig:
     created when it is missing; None: in memory. sqlite_pragmas: over the store's own. namespaces: created when they
     are missing, with `retention` (nanoseconds) and `search_attributes` (name to IndexedValueType). shards: None takes
     what the database was made with, and `persistence.open.DEFAULT_SHARDS` for a new one. dynamic: settings that may
-    change while the server runs. metrics_port: None for no metrics, 0 for a free port."""
+    change while the server runs. dynamic_file: sets and follows those that `dynamic` does not set already.
+    metrics_port: None for no metrics, 0 for a free port."""
 
     host: str = "127.0.0.1"
     port: int = 7233
@@ -27,4 +28,5 @@ class ServerConfig:
     search_attributes: dict[str, int] = field(default_factory=dict[str, int])
     shards: int | None = None
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    dynamic_file: str | None = None
     metrics_port: int | None = None
