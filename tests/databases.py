@@ -58,6 +58,7 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-m", mode, "-w", "restart")
 
     def remove(self) -> None:
+        atexit.unregister(self.remove)
         try:
             self.stop("immediate")
         except subprocess.CalledProcessError:

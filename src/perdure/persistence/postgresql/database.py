@@ -131,12 +131,27 @@ def sqlstate_of(error: BaseException) -> str:
     return getattr(error, "sqlstate", None) or ""
 
 
+ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+"""What asyncpg raises."""
+
+
+def _is_unusable(error: BaseException) -> bool:
+    """asyncpg sent nothing: while the connection was idle, the server's word that it ends it came first."""
+    return isinstance(error, asyncpg.InternalClientError) and "cannot switch to state" in str(error)
+
+
 def _is_lost(error: BaseException) -> bool:
     """Whether the connection broke, so that nobody knows how far the statement came."""
     if isinstance(error, asyncpg.PostgresError):
         state = sqlstate_of(error)
         return state in _LOST or state.startswith(_LOST_CLASSES)
-    return isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError | asyncio.IncompleteReadError)
+    return isinstance(error, ERRORS)
 
 
 class _Pool:
@@ -272,10 +287,12 @@ class Database:
                     rows: list[Any] = await connection.fetch(sql, *arguments)
                     broken = False
                     return rows
-                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as e:
+                except ERRORS as e:
                     problem = e
                     state = sqlstate_of(e)
-                    if _is_lost(e):
+                    if _is_unusable(e):
+                        pool.drop_idle()
+                    elif _is_lost(e):
                         # The others of the pool are likely to be broken too.
                         pool.drop_idle()
                         if writes:

@@ -16,7 +16,7 @@ import asyncpg
 from asyncpg import Connection
 
 from perdure.persistence.api import SchemaMismatch, Unavailable
-from perdure.persistence.postgresql.database import Target, one_line, sqlstate_of
+from perdure.persistence.postgresql.database import ERRORS, Target, one_line, sqlstate_of
 
 OLDEST: Final = 13
 _LOCK: Final = 0x50455244_00000001  # of migrations; "PERD"
@@ -397,7 +397,7 @@ async def _with(url: str, use: Callable[[Target, Connection], Any]) -> Any:
 async def _on(target: Target, use: Callable[[Target, Connection], Any]) -> Any:
     try:
         connection = await target.connect({})
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as e:
+    except (*ERRORS, ValueError) as e:
         state = sqlstate_of(e)
         if state[:2] in ("28", "3D") or isinstance(e, asyncpg.ClientConfigurationError | ValueError):
             raise SchemaMismatch(f"{target.name} cannot be opened: {one_line(e)}") from e
@@ -405,16 +405,14 @@ async def _on(target: Target, use: Callable[[Target, Connection], Any]) -> Any:
     try:
         version = connection.get_server_version()
         if version.major < OLDEST:
-            raise SchemaMismatch(
-                f"{target.name} is PostgreSQL {version.major}: perdure needs {OLDEST // 10000} or newer"
-            )
+            raise SchemaMismatch(f"{target.name} is PostgreSQL {version.major}: perdure needs {OLDEST} or newer")
         encoding = connection.get_settings().server_encoding
         if encoding != "UTF8":
             raise SchemaMismatch(f"{target.name} has the encoding {encoding}: perdure needs UTF8")
         return await use(target, connection)
     except asyncpg.InsufficientPrivilegeError as e:
         raise SchemaMismatch(f"{target.name} cannot be used: {one_line(e)}") from e
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as e:
+    except ERRORS as e:
         raise Unavailable(f"{target.name} cannot be used: {one_line(e)}") from e
     finally:
         try:
@@ -425,7 +423,12 @@ async def _on(target: Target, use: Callable[[Target, Connection], Any]) -> Any:
 
 async def _status(connection: Connection, schema: str) -> Status:
     found: dict[str, int] = {}
-    if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f'"{schema}".schema_version'):
+    # Not by to_regclass: where another process made it while this one waited, that may still answer by what it knew.
+    if await connection.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND c.relname = 'schema_version')",
+        schema,
+    ):
         rows = await connection.fetch(f'SELECT module, version FROM "{schema}".schema_version')
         found = {row[0]: row[1] for row in rows}
     known = {module: len(scripts) for module, scripts in modules().items()}
