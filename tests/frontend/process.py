@@ -59,7 +59,7 @@ def server_process(log: Path, *settings: str) -> Iterator[Target]:
         process.stdin.close()
         assert process.wait(20) == 0
         text = log.read_text()
-        assert "Traceback" not in text
+        assert "Traceback" not in text, text[max(0, text.index("Traceback") - 500) :][:8000]
         assert "failures:" not in text, text[-2000:]
     finally:
         process.kill()

@@ -21,9 +21,9 @@ async def main() -> None:
     await server.start()
     print(server.address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    await server.stop()
     if failures := {**server.history.failures, **server.frontend.internal_errors}:
         logging.error("failures: %s", failures)
+    await server.stop()
 
 
 if __name__ == "__main__":
