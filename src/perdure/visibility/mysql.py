@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -59,31 +59,14 @@ class MysqlVisibility:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # --- along with commits ------------------------------------------------------------------------------------------
-
-    def key(self, record: VisibilityRecord) -> bytes:
-        """Two writes with one key are not in one group."""
-        return run_key(record.namespace_id, "", record.run_id)
-
-    def ask(self, record: VisibilityRecord, asks: Asks) -> None:
-        asks.setdefault(_VISIBILITY, {})[quote(self.key(record))] = None
-
-    def add(self, record: VisibilityRecord, found: Found, batch: Batch) -> None:
-        """Unless what is stored has a greater version."""
-        key = self.key(record)
-        row = found[_VISIBILITY].get(key)
-        if row is not None:
-            if row[1] > record.version:
-                return
-            if row[2]:
-                batch.setdefault(_OLD_ATTRIBUTES, []).append(b"(run=%s)" % quote(key))
-        _add(record, key, batch)
+    def prepare(self, record: VisibilityRecord) -> _Upsert:
+        return _Upsert(record)
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
     async def upsert(self, record: VisibilityRecord) -> None:
-        size = len(record.memo) + len(record.search_attributes)
-        await self._database.submit(_Upsert(self, record), (self.key(record),), size)
+        write = _Upsert(record)
+        await self._database.submit(write, (write.key,), write.size)
 
     async def delete(self, namespace_id: str, run_id: str, version: int) -> None:
         """Does nothing to a record of a greater version."""
@@ -145,17 +128,29 @@ def _item(text: str) -> bytes:
 
 
 class _Upsert:
-    __slots__ = ("_record", "_visibility")
+    __slots__ = ("_attributes", "_row", "_version", "key", "size")
 
-    def __init__(self, visibility: MysqlVisibility, record: VisibilityRecord) -> None:
-        self._visibility = visibility
-        self._record = record
+    def __init__(self, record: VisibilityRecord) -> None:
+        self.key = run_key(record.namespace_id, "", record.run_id)
+        self._version = record.version
+        values = attributes.decode_stored(record.search_attributes) if record.search_attributes else {}
+        self._row = _row(record, self.key, values)
+        self._attributes = _attribute_rows(record, self.key, values)
+        self.size = len(self._row) + sum(map(len, self._attributes))
 
     def ask(self, asks: Asks) -> None:
-        self._visibility.ask(self._record, asks)
+        asks.setdefault(_VISIBILITY, {})[quote(self.key)] = None
 
     def apply(self, found: Found, batch: Batch) -> None:
-        self._visibility.add(self._record, found, batch)
+        row = found[_VISIBILITY].get(self.key)
+        if row is not None:
+            if row[1] > self._version:
+                return
+            if row[2]:
+                batch.setdefault(_OLD_ATTRIBUTES, []).append(b"(run=%s)" % quote(self.key))
+        batch.setdefault(_RECORD, []).append(self._row)
+        if self._attributes:
+            batch.setdefault(_ATTRIBUTE, []).extend(self._attributes)
 
 
 class _Delete:
@@ -176,16 +171,13 @@ class _Delete:
             batch.setdefault(_GONE, []).append(b"(id=%s)" % key)
 
 
-def _add(r: VisibilityRecord, key: bytes, batch: Batch) -> None:
-    values = attributes.decode_stored(r.search_attributes) if r.search_attributes else {}
-    division: Any = values.pop(NAMESPACE_DIVISION, (0, None))[1]
+def _row(r: VisibilityRecord, key: bytes, values: Mapping[str, tuple[int, attributes.Value]]) -> bytes:
+    division: Any = values.get(NAMESPACE_DIVISION, (0, None))[1]
     closed = r.close_time != 0
-    close_key = r.close_time if closed else OPEN
-    namespace = _namespace(r.namespace_id)
     row: tuple[Value, ...] = (
         key,
         r.version,
-        namespace,
+        _namespace(r.namespace_id),
         division is not None,
         r.run_id,
         r.workflow_id,
@@ -194,7 +186,7 @@ def _add(r: VisibilityRecord, key: bytes, batch: Batch) -> None:
         r.status,
         r.start_time,
         r.execution_time or r.start_time,
-        close_key,
+        r.close_time if closed else OPEN,
         r.history_length if closed else None,
         r.history_size_bytes if closed else None,
         r.state_transition_count if closed else None,
@@ -206,25 +198,23 @@ def _add(r: VisibilityRecord, key: bytes, batch: Batch) -> None:
         r.memo,
         r.search_attributes,
     )
-    batch.setdefault(_RECORD, []).append(_row(row))
-    if not values:
-        return
-    start = quote(key)
-    end = b",".join(map(quote, (namespace, close_key, r.start_time, r.run_id)))
+    return b"(%s)" % b",".join(map(quote, row))
+
+
+def _attribute_rows(
+    r: VisibilityRecord, key: bytes, values: Mapping[str, tuple[int, attributes.Value]]
+) -> Sequence[bytes]:
     rows: list[bytes] = []
+    start = quote(key)
+    end = b",".join(map(quote, (_namespace(r.namespace_id), r.close_time or OPEN, r.start_time, r.run_id)))
     for name, (kind, value) in values.items():
         column = sql.attribute_key(kind, name)
-        if len(column.encode()) > _LONGEST_NAME:
+        if name == NAMESPACE_DIVISION or len(column.encode()) > _LONGEST_NAME:
             continue
         for scalar in indexed(kind, value):
             text = as_text(kind, scalar)
             rows.append(b"(%s,%s,%s,%s,%s)" % (start, quote(column), quote(_item(text)), quote(text), end))
-    if rows:
-        batch.setdefault(_ATTRIBUTE, []).extend(rows)
-
-
-def _row(values: Sequence[Value]) -> bytes:
-    return b"(%s)" % b",".join(map(quote, values))
+    return rows
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Final, Protocol
 
 from perdure.persistence.api import (
@@ -11,10 +11,11 @@ from perdure.persistence.api import (
     ConditionFailed,
     CurrentConflict,
     CurrentRun,
+    RunWrite,
     ShardFenced,
 )
 from perdure.persistence.keys import branch_key, run_key, workflow_key
-from perdure.persistence.mysql.database import Asks, Batch, Delete, Found, Insert, Lookup
+from perdure.persistence.mysql.database import Asks, Batch, Delete, Found, Insert, Lookup, Write
 from perdure.persistence.mysql.sql import quote
 from perdure.visibility.api import VisibilityRecord
 
@@ -39,12 +40,16 @@ _TASK: Final = Insert(6, "task", "shard_id, category, fire_time, task_id, data")
 _BACKLOG: Final = Insert(7, "backlog", "queue_key, task_level, data")
 
 
+class RecordWrite(Write, Protocol):
+    """Of one visibility record, unless what is stored has a greater version. key: two writes with one key are not in
+    one group."""
+
+    @property
+    def key(self) -> bytes: ...
+
+
 class CarriesVisibility(Protocol):
-    def key(self, record: VisibilityRecord) -> bytes: ...
-
-    def ask(self, record: VisibilityRecord, asks: Asks) -> None: ...
-
-    def add(self, record: VisibilityRecord, found: Found, batch: Batch) -> None: ...
+    def prepare(self, record: VisibilityRecord) -> RecordWrite: ...
 
 
 def shard_bytes(shard_id: int) -> bytes:
@@ -57,14 +62,65 @@ def check_fence(shard_id: int, range_id: int, found: int) -> None:
 
 
 class CommitWrite:
-    __slots__ = ("_currents", "_runs", "_shard", "_visibility", "commit")
+    """Its rows are made at once: what cannot be written fails before it is in a group. size: bytes, roughly."""
+
+    __slots__ = ("_batch", "_currents", "_records", "_runs", "commit", "size")
 
     def __init__(self, commit: Commit, visibility: CarriesVisibility | None) -> None:
         self.commit = commit
-        self._visibility = visibility
-        shard = self._shard = shard_bytes(commit.shard_id)
-        self._runs = [shard + run_key(run.namespace_id, run.workflow_id, run.run_id) for run in commit.runs]
-        self._currents = [shard + workflow_key(write.namespace_id, write.workflow_id) for write in commit.currents]
+        self._batch: Batch = {}
+        self._runs: list[bytes] = []
+        self._currents: list[bytes] = []
+        self._records: list[RecordWrite] = []
+        shard = shard_bytes(commit.shard_id)
+        for run in commit.runs:
+            key = shard + run_key(run.namespace_id, run.workflow_id, run.run_id)
+            self._runs.append(key)
+            self._add_run(shard, quote(key), run)
+        if commit.currents:
+            rows = self._batch[_CURRENT_RUN] = []
+            for write in commit.currents:
+                key = shard + workflow_key(write.namespace_id, write.workflow_id)
+                self._currents.append(key)
+                run = write.run
+                names = b",".join((quote(key), quote(write.namespace_id), quote(write.workflow_id), quote(run.run_id)))
+                rows.append(b"(%s,%d,%s)" % (names, run.status, quote(run.blob)))
+        if commit.tasks:
+            self._batch[_TASK] = [
+                b"(%d,%d,%d,%d,%s)" % (commit.shard_id, category, fire_time, task_id, quote(blob))
+                for category, fire_time, task_id, blob in commit.tasks
+            ]
+        if visibility is not None and commit.visibility:
+            # Of several records of one run the newest.
+            newest = {(r.namespace_id, r.run_id): r for r in sorted(commit.visibility, key=lambda r: r.version)}
+            self._records = [visibility.prepare(record) for record in newest.values()]
+        self.size = sum([sum(map(len, rows)) for rows in self._batch.values()])
+
+    def _add_run(self, shard: bytes, key: bytes, run: RunWrite) -> None:
+        batch = self._batch
+        if run.expected_version:
+            row = b"(%s,%d,%s,'','','')" % (key, run.expected_version + 1, quote(run.state))
+            batch.setdefault(_CHANGED_RUN, []).append(row)
+        else:
+            names = b",".join((quote(run.namespace_id), quote(run.workflow_id), quote(run.run_id)))
+            batch.setdefault(_NEW_RUN, []).append(b"(%s,%s,1,%s)" % (key, names, quote(run.state)))
+        if run.remove:
+            gone: dict[int, list[bytes]] = {}
+            for kind, item in run.remove:
+                gone.setdefault(kind, []).append(quote(item))
+            batch.setdefault(_GONE, []).extend(
+                b"(run_key=%s AND kind=%d AND item IN (%s))" % (key, kind, b",".join(items))
+                for kind, items in gone.items()
+            )
+        if run.put:
+            batch.setdefault(_PENDING, []).extend(
+                [b"(%s,%d,%s,%s)" % (key, kind, quote(item), quote(blob)) for kind, item, blob in run.put]
+            )
+        if run.nodes:
+            rows = batch.setdefault(_NODE, [])
+            for branch_id, node_id, txn_id, prev_txn_id, events, blob in run.nodes:
+                branch = quote(shard + branch_key(branch_id))
+                rows.append(b"(%s,%d,%d,%d,%d,%s)" % (branch, node_id, txn_id, prev_txn_id, events, quote(blob)))
 
     @property
     def keys(self) -> list[Hashable]:
@@ -72,22 +128,8 @@ class CommitWrite:
         shard_id = self.commit.shard_id
         keys: list[Hashable] = [(shard_id, run.namespace_id, run.workflow_id) for run in self.commit.runs]
         keys += [(shard_id, write.namespace_id, write.workflow_id) for write in self.commit.currents]
-        if self._visibility is not None:
-            keys += [self._visibility.key(record) for record in self.commit.visibility]
+        keys += [record.key for record in self._records]
         return keys
-
-    @property
-    def size(self) -> int:
-        size = 0
-        for run in self.commit.runs:
-            size += len(run.state)
-            for node in run.nodes:
-                size += len(node.blob)
-            for row in run.put:
-                size += len(row.blob)
-        for task in self.commit.tasks:
-            size += len(task.blob)
-        return size
 
     def ask(self, asks: Asks) -> None:
         asks.setdefault(SHARD, {})[b"%d" % self.commit.shard_id] = None
@@ -99,9 +141,8 @@ class CommitWrite:
             rows = asks.setdefault(CURRENT, {})
             for key in self._currents:
                 rows[quote(key)] = None
-        if self._visibility is not None:
-            for record in self.commit.visibility:
-                self._visibility.ask(record, asks)
+        for record in self._records:
+            record.ask(asks)
 
     def _check(self, found: Found) -> None:
         commit = self.commit
@@ -122,56 +163,21 @@ class CommitWrite:
 
     def apply(self, found: Found, batch: Batch) -> None:
         self._check(found)
-        commit = self.commit
-        for raw_key, run in zip(self._runs, commit.runs, strict=True):
-            key = quote(raw_key)
-            if run.expected_version:
-                row = b"(%s,%d,%s,'','','')" % (key, run.expected_version + 1, quote(run.state))
-                batch.setdefault(_CHANGED_RUN, []).append(row)
-            else:
-                names = b",".join((quote(run.namespace_id), quote(run.workflow_id), quote(run.run_id)))
-                batch.setdefault(_NEW_RUN, []).append(b"(%s,%s,1,%s)" % (key, names, quote(run.state)))
-            if run.remove:
-                gone: dict[int, list[bytes]] = {}
-                for kind, item in run.remove:
-                    gone.setdefault(kind, []).append(quote(item))
-                batch.setdefault(_GONE, []).extend(
-                    b"(run_key=%s AND kind=%d AND item IN (%s))" % (key, kind, b",".join(items))
-                    for kind, items in gone.items()
-                )
-            if run.put:
-                batch.setdefault(_PENDING, []).extend(
-                    [b"(%s,%d,%s,%s)" % (key, kind, quote(item), quote(blob)) for kind, item, blob in run.put]
-                )
-            if run.nodes:
-                rows = batch.setdefault(_NODE, [])
-                for branch_id, node_id, txn_id, prev_txn_id, events, blob in run.nodes:
-                    branch = quote(self._shard + branch_key(branch_id))
-                    rows.append(b"(%s,%d,%d,%d,%d,%s)" % (branch, node_id, txn_id, prev_txn_id, events, quote(blob)))
-        for key, write in zip(self._currents, commit.currents, strict=True):
-            run = write.run
-            names = b",".join((quote(key), quote(write.namespace_id), quote(write.workflow_id), quote(run.run_id)))
-            batch.setdefault(_CURRENT_RUN, []).append(b"(%s,%d,%s)" % (names, run.status, quote(run.blob)))
-        if commit.tasks:
-            batch.setdefault(_TASK, []).extend(
-                [
-                    b"(%d,%d,%d,%d,%s)" % (commit.shard_id, category, fire_time, task_id, quote(blob))
-                    for category, fire_time, task_id, blob in commit.tasks
-                ]
-            )
-        if self._visibility is not None:
-            for record in commit.visibility:
-                self._visibility.add(record, found, batch)
+        for kind, rows in self._batch.items():
+            batch.setdefault(kind, []).extend(rows)
+        for record in self._records:
+            record.apply(found, batch)
 
 
 class AppendWrite:
-    __slots__ = ("_name", "_range_id", "_tasks", "key")
+    __slots__ = ("_name", "_range_id", "_rows", "key")
 
-    def __init__(self, key: bytes, name: str, range_id: int, tasks: list[BacklogTask]) -> None:
+    def __init__(self, key: bytes, name: str, range_id: int, tasks: Sequence[BacklogTask]) -> None:
         self.key = key
         self._name = name
         self._range_id = range_id
-        self._tasks = tasks
+        literal = quote(key)
+        self._rows = [b"(%s,%d,%s)" % (literal, level, quote(blob)) for level, blob in tasks]
 
     def ask(self, asks: Asks) -> None:
         asks.setdefault(QUEUE, {})[quote(self.key)] = None
@@ -179,10 +185,7 @@ class AppendWrite:
     def apply(self, found: Found, batch: Batch) -> None:
         row = found[QUEUE].get(self.key)
         check_queue(self._name, self._range_id, 0 if row is None else row[1])
-        key = quote(self.key)
-        batch.setdefault(_BACKLOG, []).extend(
-            [b"(%s,%d,%s)" % (key, level, quote(blob)) for level, blob in self._tasks]
-        )
+        batch.setdefault(_BACKLOG, []).extend(self._rows)
 
 
 def check_queue(name: str, range_id: int, found: int) -> None:

@@ -62,6 +62,8 @@ PASSING: Final = frozenset(
 _MOVED: Final = frozenset((1047, 1053, 1290, 1792, 1836, 1927, 3032, 3169, 4031))
 # The driver's own (2000 to 2999), and the server's about the network: nobody knows how far the statements came.
 _LOST: Final = frozenset((0, *range(1152, 1162), 1184, *range(2000, 3000)))
+# A value does not fit its column.
+_UNFIT: Final = frozenset((1048, 1264, 1292, 1366, 1406, 1690))
 # Refused for good.
 _REFUSED: Final = frozenset((1044, 1045, NO_DATABASE, 1130, 1142, 1143, 1251, 1698, 1227))
 
@@ -85,6 +87,10 @@ class Failure(Exception):
     @property
     def passing(self) -> bool:
         return self.code in PASSING
+
+    @property
+    def unfit(self) -> bool:
+        return self.code in _UNFIT
 
     @property
     def refused(self) -> bool:
@@ -250,6 +256,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._room = size
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._closed = False
 
     async def acquire(self) -> Connection:
         """Raises NotSent."""
@@ -290,7 +297,7 @@ class Pool:
         return connection
 
     def release(self, connection: Connection, *, broken: bool) -> None:
-        if broken or connection.closed:
+        if broken or connection.closed or self._closed:
             connection.terminate()
             self._room += 1
         else:
@@ -311,6 +318,7 @@ class Pool:
             self._room += 1
 
     async def close(self) -> None:
+        self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.close()

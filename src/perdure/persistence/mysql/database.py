@@ -49,6 +49,10 @@ class Duplicate(ConditionFailed):
     """A row with that key exists."""
 
 
+class Refused(StoreError):
+    """The database cannot hold what was to be written."""
+
+
 class Lookup:
     """Reads rows by key, under a lock. head, tail: around the list of keys; the key is the first column. rank: the
     order in which a transaction does its lookups, and then what it writes."""
@@ -183,7 +187,7 @@ class Database:
     ) -> T:
         """One transaction. first: the statements of the first packet. decide: from their answers makes the result, and
         what else is to be written; raises StoreError to roll back. May be called several times. repeatable: it may
-        happen twice, so an unknown outcome is tried again. Raises Duplicate."""
+        happen twice, so an unknown outcome is tried again. Raises Duplicate, Refused."""
         self.check_open()
         self._single += 1
         try:
@@ -247,7 +251,7 @@ class Database:
         size = 0
         for statement in statements:
             if len(statement) + 64 > self._max_packet:
-                raise StoreError(
+                raise Refused(
                     f"{self.name} takes packets of {self._max_packet} bytes: a row is too large (max_allowed_packet)"
                 )
             if packets[-1] and size + len(statement) > PACKET:
@@ -261,13 +265,15 @@ class Database:
     def _raise(self, failure: Failure) -> NoReturn:
         if failure.code == DUPLICATE:
             raise Duplicate(one_line(failure)) from failure
+        if failure.unfit:
+            raise Refused(f"{self.name}: {one_line(failure)}") from failure
         raise Unavailable(f"{self.name}: {one_line(failure)}") from failure
 
     # --- groups ------------------------------------------------------------------------------------------------------
 
     def submit(self, write: Write, keys: Sequence[Hashable], size: int) -> asyncio.Future[None]:
-        """Writes it with others; what it touches (keys) is not touched by others meanwhile. Raises what it raised, or
-        Duplicate."""
+        """Writes it with others; what it touches (keys) is not touched by others meanwhile. Raises what it raised,
+        Duplicate or Refused."""
         self.check_open()
         return self._groups.submit(write, keys, size)
 
@@ -300,7 +306,7 @@ class Database:
 
         try:
             await self._transact(first, decide)
-        except Duplicate as e:
+        except (Duplicate, Refused) as e:
             if len(good) == 1:
                 good[0].fail(e)
             else:  # this should not happen, so who it was is found by halving

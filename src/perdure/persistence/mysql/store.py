@@ -341,7 +341,7 @@ class MysqlStore:
         )
 
     async def append_backlog(self, key: TaskQueueKey, range_id: int, tasks: Sequence[BacklogTask]) -> None:
-        write = AppendWrite(queue_key(key), key.name, range_id, list(tasks))
+        write = AppendWrite(queue_key(key), key.name, range_id, tasks)
         size = sum([len(task.blob) for task in tasks])
         try:
             await self.database.submit(write, (write.key,), size)
