@@ -26,7 +26,11 @@ from temporalio.api.workflowservice.v1 import (
     RespondWorkflowTaskCompletedRequest,
     SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
+    TerminateWorkflowExecutionRequest,
     UpdateWorkflowExecutionRequest,
+)
+from temporalio.api.workflowservice.v1 import (
+    SignalWithStartWorkflowExecutionRequest as SignalWithStartRequest,
 )
 
 from .process import Target, server_process
@@ -529,3 +533,81 @@ def test_any_of_many_answers_leaves_a_run_that_can_go_on(target: Target):
     rng = random.Random(seed)
     for _ in range(50):
         some_answers(target, rng, 200)
+
+
+def test_a_worker_that_answers_wrongly_again_and_again(target: Target):
+    """Its second wrong answer is told to the worker only: the task is tried again when its time is over."""
+    worker = Worker(target)
+    wrong = command("start_timer", {})
+    for attempt in (1, 2, 3):
+        task = worker.poll()
+        assert task.attempt == attempt
+        with pytest.raises(grpc.RpcError) as caught:
+            worker.answer(task, commands=[wrong])
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert cause_of(worker.events()) == "BAD_START_TIMER_ATTRIBUTES"
+    worker.bring_to_its_end()
+    target.check()
+
+
+def some_start(rng: random.Random, namespace_id: str) -> StartWorkflowExecutionRequest | SignalWithStartRequest:
+    generator = Generator(rng, namespace_id, rng.choice([0.9, 0.98, 1]), rng.choice([0.1, 0.3, 0.6]))
+    request = rng.choice([StartWorkflowExecutionRequest, SignalWithStartRequest])()
+    generator.fill(request)
+    request.namespace = "default"
+    request.workflow_id = f"start-{next(_numbers)}"
+    request.ClearField("workflow_id_conflict_policy")
+    request.ClearField("workflow_id_reuse_policy")
+    for name in (
+        "completion_callbacks",
+        "links",
+        "versioning_override",
+        "request_eager_execution",
+        "time_skipping_config",
+    ):
+        if name in request.DESCRIPTOR.fields_by_name and rng.random() < 0.9:
+            request.ClearField(name)
+    return request
+
+
+def some_starts(target: Target, rng: random.Random, count: int) -> int:
+    """How many were accepted. Each of those can be read, and ended."""
+
+    def case(request: Any) -> bool:
+        try:
+            if isinstance(request, StartWorkflowExecutionRequest):
+                run_id = target.workflows.StartWorkflowExecution(request, timeout=PATIENCE).run_id
+            else:
+                run_id = target.workflows.SignalWithStartWorkflowExecution(request, timeout=PATIENCE).run_id
+        except grpc.RpcError as e:
+            assert e.code() not in NEVER, f"{e.code()} {e.details()}: {request}"  # type: ignore[attr-defined]
+            return False
+        worker = Worker.__new__(Worker)
+        worker.stub, worker.name, worker.run_id = target.workflows, request.workflow_id, run_id
+        if worker.status() == RUNNING:
+            worker.stub.TerminateWorkflowExecution(
+                TerminateWorkflowExecutionRequest(namespace="default", workflow_execution=worker.execution()),  # type: ignore[arg-type]
+                timeout=PATIENCE,
+            )
+        assert worker.status() != RUNNING
+        assert worker.events()
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        accepted = sum(pool.map(case, [some_start(rng, target.namespace_id) for _ in range(count)]))
+    target.check()
+    return accepted
+
+
+def test_whatever_is_started_can_be_read_and_ended(target: Target):
+    assert some_starts(target, random.Random("starts"), 300) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_whatever_of_much_is_started_can_be_read_and_ended(target: Target):
+    seed = random.randrange(2**63)
+    print("seed:", seed)
+    rng = random.Random(seed)
+    for _ in range(30):
+        some_starts(target, rng, 300)
