@@ -6,6 +6,8 @@ memory, so that reading needs no await; writing is durable when it returns, and 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterable
 
@@ -13,8 +15,10 @@ import msgspec
 from temporalio.api.enums.v1 import NamespaceState
 
 from perdure import errors
-from perdure.clock import DAY, HOUR, Clock
-from perdure.persistence.api import ConditionFailed, Document, MetadataStore, NotFound
+from perdure.clock import DAY, HOUR, MILLISECOND, SECOND, Clock
+from perdure.persistence.api import ConditionFailed, Document, MetadataStore, NotFound, StoreError
+
+log = logging.getLogger("perdure.namespaces")
 
 SYSTEM_NAMESPACE = "temporal-system"
 # The same in every Temporal cluster.
@@ -25,6 +29,8 @@ SYSTEM_RETENTION = 7 * DAY
 MIN_RETENTION = HOUR
 
 _KIND = "namespace"
+_REFRESH = 2 * SECOND
+_LOOK_PAUSE = 100 * MILLISECOND
 _PAGE = 1000
 
 
@@ -60,7 +66,7 @@ _decode = msgspec.msgpack.Decoder(Namespace).decode
 class NamespaceRegistry:
     """All namespaces of the store, in memory."""
 
-    __slots__ = ("_by_id", "_by_name", "_clock", "_store", "_versions")
+    __slots__ = ("_by_id", "_by_name", "_clock", "_looked", "_looking", "_shared", "_store", "_versions")
 
     def __init__(self, store: MetadataStore, clock: Clock) -> None:
         self._store = store
@@ -68,19 +74,55 @@ class NamespaceRegistry:
         self._by_name: dict[str, Namespace] = {}
         self._by_id: dict[str, Namespace] = {}
         self._versions: dict[str, int] = {}  # of the document, by name
+        self._shared = False
+        self._looking: asyncio.Future[None] | None = None
+        self._looked = 0
 
     async def load(self) -> None:
         """Reads all namespaces anew. At start, and to see what other processes changed."""
+        known = set(self._by_name)
         documents: list[Document] = []
         page = await self._store.list_documents(_KIND, "", _PAGE)
         while page:
             documents += page
             page = await self._store.list_documents(_KIND, page[-1].key, _PAGE) if len(page) == _PAGE else []
         found = {d.key: d for d in documents}
-        for name in self._by_name.keys() - found.keys():
+        for name in known - found.keys():  # what was registered meanwhile is not among those that were read
             self._forget(name)
         for document in documents:
             self._remember(document)
+
+    async def follow(self) -> None:
+        """For ever: sees what other processes change, within seconds. Run it as a task."""
+        self._shared = True
+        while True:
+            await self._clock.sleep(_REFRESH)
+            try:
+                await self.load()
+            except StoreError as e:
+                log.warning("namespaces not read: %s", e)
+
+    async def missed(self) -> bool:
+        """A namespace was not found: looks whether another process has made it just now. Whether it is worth to try
+        again."""
+        if not self._shared:
+            return False
+        if self._looking is None:
+            now = self._clock.now()
+            if now - self._looked < _LOOK_PAUSE:
+                return False
+            self._looked = now
+            self._looking = asyncio.ensure_future(self._look())
+        await asyncio.shield(self._looking)
+        return True
+
+    async def _look(self) -> None:
+        try:
+            await self.load()
+        except StoreError as e:
+            log.warning("namespaces not read: %s", e)
+        finally:
+            self._looking = None
 
     async def ensure(
         self, names: Iterable[str], retention: int, search_attributes: dict[str, int] | None = None

@@ -23,8 +23,6 @@ from perdure.persistence.api import ConditionFailed, Document, MetadataStore, No
 
 log = logging.getLogger("perdure.cluster")
 
-FRONTEND, HISTORY, MATCHING, WORKER = SERVICES = ("frontend", "history", "matching", "worker")
-
 _KIND = "member"
 _PAGE = 1000
 

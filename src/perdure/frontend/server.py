@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.operatorservice.v1 import service_pb2 as operatorservice
 from temporalio.api.workflowservice.v1 import service_pb2 as workflowservice
 
@@ -72,7 +73,6 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_ERROR_MESSAGE = 2000  # characters: headers have a limit in most clients
 
 _OPTIONS: list[tuple[str, int]] = [
-    ("grpc.so_reuseport", 0),
     # SDKs ping every 10 s, also while nothing runs; a server that minds closes their connection.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -103,10 +103,12 @@ class Listener:
         await self.server.stop(grace)
 
 
-async def serve(frontend: Frontend, host: str, port: int) -> Listener:
-    """Binds, starts and reports healthy. port 0: a free one. Raises OSError when the address cannot be bound."""
-    _check_bindable(host, port)
-    server = grpc.aio.server(options=_OPTIONS)
+async def serve(frontend: Frontend, host: str, port: int, *, share_port: bool = False) -> Listener:
+    """Binds, starts and reports healthy. port 0: a free one. share_port: other processes of this user may listen on it
+    too, and the kernel spreads connections. Raises OSError when the address cannot be bound."""
+    if not share_port:
+        _check_bindable(host, port)
+    server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(share_port))])
     for service in (WORKFLOW_SERVICE, OPERATOR_SERVICE):
         built = IMPLEMENTED[service.full_name]
         handlers = {
@@ -171,6 +173,13 @@ def _wrap(
             return response if type(response) is bytes else response.SerializeToString()  # type: ignore[union-attr]
         except ServiceError as e:
             error = e
+            if type(e.detail) is NamespaceNotFoundFailure and await frontend.namespaces.missed():
+                # It may have been registered through another process.
+                try:
+                    response = await handler(frontend, parse(data), context)
+                    return response if type(response) is bytes else response.SerializeToString()  # type: ignore[union-attr]
+                except ServiceError as again:
+                    error = again
         except DecodeError:
             if request is not None:  # of something inside it, which is the handler's affair
                 error = _unexpected(frontend, name, request)

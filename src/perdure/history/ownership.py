@@ -1,5 +1,5 @@
-"""Which shards this process has. It takes those that it is to have, gives up others in order, and drops one at once when
-a write shows that it has lost it."""
+"""Which shards this process has. It takes those that it is to have, gives up others in order, and drops one at once
+when a write shows that it has lost it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Shards:
         self._acquiring: dict[int, asyncio.Task[None]] = {}
         self._aside: dict[int, int] = {}  # shard id -> until when it is left to another
         self._unwanted_since: dict[int, int] = {}
+        self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._limit = asyncio.Semaphore(_STARTING)
 
@@ -151,6 +152,14 @@ class Shards:
                 self.owned[shard_id - 1] = None
                 shards.append(shard)
         await asyncio.gather(*(shard.drain(_DRAIN) for shard in shards))
+        if self._emptied is not None and not self.live() and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def empty(self, timeout: float) -> None:
+        """Waits until all are given up, for so many seconds at most."""
+        if self.live():
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._emptied], timeout=timeout)
 
     def lost(self, shard: Shard, fenced: bool) -> None:
         """A write showed that another has the shard (fenced), or its outcome is not known. Either way nothing that is

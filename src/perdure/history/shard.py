@@ -185,7 +185,8 @@ class Services:
 
 
 class Shard:
-    """taking: calls may begin. closed: nothing is written any more. calls: under way, as far as they are counted."""
+    """taking: calls may begin. closed: nothing is written any more. calls: under way, as far as they are counted; who
+    adds one says when it has `left`."""
 
     def __init__(self, shard_id: int, owner: str, services: Services) -> None:
         self.shard_id = shard_id
@@ -198,6 +199,7 @@ class Shard:
         self.taking = True
         self.closed = False
         self.calls = 0
+        self._idle: asyncio.Future[None] | None = None
         self._sequence = 0
         self._runs: OrderedDict[RunKey, RunContext] = OrderedDict()
         self._currents: OrderedDict[tuple[str, str], CurrentRun] = OrderedDict()
@@ -240,10 +242,16 @@ class Shard:
         """For another to take it: no calls begin, those that wait for something end with NotOwned, those that run have
         so many seconds, then nothing is written any more."""
         self._refuse()
-        until = asyncio.get_running_loop().time() + grace
-        while self.calls > 0 and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.002)
-        await self.close(max(0.05, until - asyncio.get_running_loop().time()))
+        if self.calls:
+            self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._idle], timeout=grace)
+        await self.close(grace)
+
+    def left(self) -> None:
+        """A call that was counted has ended."""
+        self.calls -= 1
+        if not self.calls and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def close(self, grace: float) -> None:
         """The queues end the tasks that they run within so many seconds; then nothing is written any more."""
@@ -405,8 +413,8 @@ class Shard:
         """Writes the step (with that of its `new_run`, and others of the same workflow id in `also`), then lets what
         follows run. expected_current: for a step that creates a run: the run id that must be current, "" for none.
 
-        On failure the state is thrown away, and ServiceError UNAVAILABLE is raised, or CurrentConflict. A run whose
-        history has come to its limit is terminated instead: HistoryTooLong."""
+        On failure the state is thrown away, and ServiceError UNAVAILABLE is raised, or CurrentConflict. A run that
+        has come to its limits is terminated instead: LimitReached."""
         if txn.state.version and (reason := closing.exceeded(txn)):
             self.abandon(context, txn)
             await self.load(context)

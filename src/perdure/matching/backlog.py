@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from perdure.clock import MILLISECOND, MINUTE, SECOND, Clock, TimerHandle
-from perdure.errors import ServiceError, unavailable
+from perdure.errors import NotOwned, ServiceError, unavailable
 from perdure.matching.api import TaskRef
 from perdure.matching.matcher import DEFAULT_PRIORITY, Entry
 from perdure.persistence.api import BacklogTask, ConditionFailed, StoreError, TaskQueueKey, TaskQueueStore
@@ -162,7 +162,7 @@ class Backlog:
         """Its task is durable when it returns, and the entry perhaps taken into memory, with its level. Raises
         ServiceError UNAVAILABLE: perhaps it is not durable."""
         if self._closed:
-            raise unavailable("matching is shutting down")
+            raise NotOwned(f"task queue {self._key.name}")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append((entry, future))
         if self._write_task is None:

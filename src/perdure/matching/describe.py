@@ -1,4 +1,4 @@
-"""What DescribeTaskQueue tells, from the partitions of a task queue."""
+"""What DescribeTaskQueue tells, from what each partition of a task queue tells of itself."""
 
 from __future__ import annotations
 
@@ -20,11 +20,26 @@ from perdure.matching.partition import Partition
 from perdure.matching.pollers import UNLIMITED_RATE
 
 
-def pollers(partitions: Sequence[Partition], earliest: int) -> list[PollerInfo]:
+def of_partition(partition: Partition, now: int, earliest: int) -> DescribeTaskQueueResponse:
+    """All that may be asked. earliest: since when pollers count."""
+    response = DescribeTaskQueueResponse(pollers=partition.pollers.infos(earliest))
+    response.task_queue_status.CopyFrom(_status(partition))
+    for priority, some in _stats_by_priority(partition, now).items():
+        response.stats_by_priority_key[priority].CopyFrom(some)
+    response.effective_rate_limit.requests_per_second = _rate(partition)
+    response.effective_rate_limit.rate_limit_source = (
+        RateLimitSource.RATE_LIMIT_SOURCE_SYSTEM
+        if partition.worker_rate is None
+        else RateLimitSource.RATE_LIMIT_SOURCE_WORKER
+    )
+    return response
+
+
+def _pollers(parts: Sequence[DescribeTaskQueueResponse]) -> list[PollerInfo]:
     """One per identity, as it was seen last, lately seen first."""
     latest: dict[str, PollerInfo] = {}
-    for partition in partitions:
-        for info in partition.pollers.infos(earliest):
+    for part in parts:
+        for info in part.pollers:
             known = latest.get(info.identity)
             if known is None or _seen_at(known) < _seen_at(info):
                 latest[info.identity] = info
@@ -35,7 +50,7 @@ def _seen_at(info: PollerInfo) -> tuple[int, int]:
     return info.last_access_time.seconds, info.last_access_time.nanos
 
 
-def stats_by_priority(partition: Partition, now: int) -> dict[int, TaskQueueStats]:
+def _stats_by_priority(partition: Partition, now: int) -> dict[int, TaskQueueStats]:
     result: dict[int, TaskQueueStats] = {}
     limited = partition.rate_limited(now)
     for priority, rates in partition.rates.items():
@@ -52,7 +67,7 @@ def stats_by_priority(partition: Partition, now: int) -> dict[int, TaskQueueStat
     return result
 
 
-def merge(into: TaskQueueStats, other: TaskQueueStats) -> None:
+def _merge(into: TaskQueueStats, other: TaskQueueStats) -> None:
     into.approximate_backlog_count += other.approximate_backlog_count
     into.tasks_add_rate += other.tasks_add_rate
     into.tasks_dispatch_rate += other.tasks_dispatch_rate
@@ -61,18 +76,18 @@ def merge(into: TaskQueueStats, other: TaskQueueStats) -> None:
         into.approximate_backlog_age.CopyFrom(other.approximate_backlog_age)
 
 
-def stats(partitions: Sequence[Partition], now: int) -> tuple[TaskQueueStats, dict[int, TaskQueueStats]]:
+def _stats(parts: Sequence[DescribeTaskQueueResponse]) -> tuple[TaskQueueStats, dict[int, TaskQueueStats]]:
     """Of all together, and by priority key."""
     total = TaskQueueStats(approximate_backlog_age=to_duration(0))
     by_priority: dict[int, TaskQueueStats] = {}
-    for partition in partitions:
-        for priority, some in stats_by_priority(partition, now).items():
-            merge(total, some)
-            merge(by_priority.setdefault(priority, TaskQueueStats(approximate_backlog_age=to_duration(0))), some)
+    for part in parts:
+        for priority, some in part.stats_by_priority_key.items():
+            _merge(total, some)
+            _merge(by_priority.setdefault(priority, TaskQueueStats(approximate_backlog_age=to_duration(0))), some)
     return total, by_priority
 
 
-def status(partition: Partition) -> TaskQueueStatus:
+def _status(partition: Partition) -> TaskQueueStatus:
     rate = _rate(partition)
     backlog = partition.backlog
     if backlog is None:
@@ -93,51 +108,43 @@ def _rate(partition: Partition) -> float:
 
 
 def default_mode(
-    request: DescribeTaskQueueRequest, partitions: Sequence[Partition], now: int, earliest: int
+    request: DescribeTaskQueueRequest, parts: Sequence[DescribeTaskQueueResponse]
 ) -> DescribeTaskQueueResponse:
-    """partitions: all of the asked type, the root first; earliest: since when pollers count."""
-    root = partitions[0]
-    response = DescribeTaskQueueResponse(pollers=pollers(partitions, earliest))
+    """parts: of all partitions of the asked type (see `of_partition`), the root first."""
+    root = parts[0]
+    response = DescribeTaskQueueResponse(pollers=_pollers(parts), effective_rate_limit=root.effective_rate_limit)
     if request.include_task_queue_status:
-        response.task_queue_status.CopyFrom(status(root))
-        response.task_queue_status.backlog_count_hint = sum(status(p).backlog_count_hint for p in partitions)
+        response.task_queue_status.CopyFrom(root.task_queue_status)
+        response.task_queue_status.backlog_count_hint = sum(p.task_queue_status.backlog_count_hint for p in parts)
     if request.report_stats:
-        total, by_priority = stats(partitions, now)
+        total, by_priority = _stats(parts)
         response.stats.CopyFrom(total)
         for priority, some in by_priority.items():
             response.stats_by_priority_key[priority].CopyFrom(some)
     if request.report_config:
         response.config.SetInParent()
-    response.effective_rate_limit.requests_per_second = _rate(root)
-    response.effective_rate_limit.rate_limit_source = (
-        RateLimitSource.RATE_LIMIT_SOURCE_SYSTEM
-        if root.worker_rate is None
-        else RateLimitSource.RATE_LIMIT_SOURCE_WORKER
-    )
     return response
 
 
 def enhanced_mode(
-    request: DescribeTaskQueueRequest,
-    by_type: dict[int, Sequence[Partition]],
-    now: int,
-    earliest: int,
+    request: DescribeTaskQueueRequest, by_type: dict[int, Sequence[DescribeTaskQueueResponse]]
 ) -> DescribeTaskQueueResponse:
-    """by_type: the partitions of each asked type. Tasks and workers without a version are under the build id ""."""
+    """by_type: what the partitions of each asked type tell. Tasks and workers without a version are under the build id
+    ""."""
     response = DescribeTaskQueueResponse()
     wanted = list(request.versions.build_ids)
     if request.versions.unversioned or request.versions.all_active or not request.HasField("versions"):
         wanted.append("")
     for build_id in wanted:
         info = TaskQueueVersionInfo()
-        for task_queue_type, partitions in by_type.items():
+        for task_queue_type, parts in by_type.items():
             of_type = TaskQueueTypeInfo()
             if request.report_pollers:
-                of_type.pollers.extend(p for p in pollers(partitions, earliest) if _build_id(p) == build_id)
+                of_type.pollers.extend(p for p in _pollers(parts) if _build_id(p) == build_id)
             if request.report_stats:
                 total = TaskQueueStats(approximate_backlog_age=to_duration(0))
                 if not build_id:
-                    total, _ = stats(partitions, now)
+                    total, _ = _stats(parts)
                 of_type.stats.CopyFrom(total)
             info.types_info[task_queue_type].CopyFrom(of_type)
         if request.report_task_reachability and not build_id:

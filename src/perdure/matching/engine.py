@@ -1,4 +1,4 @@
-"""Matching in one process: finds the partition of a task queue that a call is for, and keeps what spans partitions
+"""Matching of one process: finds the partition of a task queue that a call is for, and keeps what spans partitions
 (direct queries that wait for their answer, workers that shut down)."""
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from perdure import tokens
 from perdure.clock import MINUTE, SECOND, Clock, TimerHandle
 from perdure.config.dynamic import (
     MATCHING_LONG_POLL_EXPIRATION,
-    TASK_QUEUE_READ_PARTITIONS,
-    TASK_QUEUE_WRITE_PARTITIONS,
     DynamicConfig,
 )
 from perdure.errors import (
@@ -44,7 +42,7 @@ from perdure.errors import (
 from perdure.history.api import HistoryClient, Poller
 from perdure.matching import describe, settings
 from perdure.matching.api import NoPoller, QueryOutcome, TaskRef
-from perdure.matching.forwarder import LocalForwarder, parent_of
+from perdure.matching.forwarder import Forwarder, LocalForwarder, PartitionClient, RemoteForwarder, parent_of
 from perdure.matching.names import parse_partition, partition_name
 from perdure.matching.partition import Counters, Env, Partition
 from perdure.persistence.api import TaskQueueKey, TaskQueueStore
@@ -63,10 +61,12 @@ _NO_POLLER_BUDGET = SECOND
 
 
 class MatchingEngine:
-    """Implements `MatchingClient`.
+    """Implements `MatchingClient`, and `PartitionClient`.
 
     namespace_name: of a namespace id, for settings that a namespace has of its own. physical_partitions: how many
-    partitions every task queue has; None: as dynamic configuration says. host: this process, as callers see it."""
+    partitions every task queue has; None: as dynamic configuration says. host: this process, as callers see it.
+    instance: unique, and in the tokens of queries. others: the partitions of all members, of which this process has
+    some; None: it has all. With others, callers choose the partition, and the name of a task queue means its root."""
 
     def __init__(
         self,
@@ -78,14 +78,17 @@ class MatchingEngine:
         *,
         physical_partitions: int | None = None,
         host: str = "",
+        instance: str = "",
+        others: PartitionClient | None = None,
     ) -> None:
         self._clock = clock
         self._config = config
         self._namespace_name = namespace_name
         self._physical_partitions = physical_partitions
         self.host = host
+        self._others = others
         self.counters = Counters()
-        self._env = Env(store, history, clock, config, self._spawn, os.urandom(8).hex(), self.counters)
+        self._env = Env(store, history, clock, config, self._spawn, instance or os.urandom(8).hex(), self.counters)
         self._partitions: dict[tuple[str, str, int], Partition] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._queries: dict[str, asyncio.Future[bytes]] = {}
@@ -162,8 +165,7 @@ class MatchingEngine:
         """How many partitions are read, and written."""
         if self._physical_partitions is not None:
             return self._physical_partitions, self._physical_partitions
-        read = max(1, self._config.get(TASK_QUEUE_READ_PARTITIONS, namespace, task_queue))
-        return read, min(read, max(1, self._config.get(TASK_QUEUE_WRITE_PARTITIONS, namespace, task_queue)))
+        return settings.partition_counts(self._config, namespace, task_queue)
 
     def _sticky(self, namespace_id: str, name: str) -> Partition:
         key = TaskQueueKey(namespace_id, name, WORKFLOW)
@@ -184,8 +186,8 @@ class MatchingEngine:
         return partition
 
     def _partition(self, namespace_id: str, base: str, index: int, task_queue_type: int) -> Partition:
-        """Of a normal task queue. The first use of one partition loads all of them: a backlog of a child is drained
-        through the root."""
+        """Of a normal task queue. The first use of the root loads all of them: a backlog of a child is drained through
+        it. So does that of a child, when all are here."""
         partition = self._partitions.get((namespace_id, partition_name(base, index), task_queue_type))
         if partition is not None:
             return partition
@@ -193,21 +195,44 @@ class MatchingEngine:
             raise unavailable("matching is shutting down")
         namespace = self._namespace_name(namespace_id)
         read, _ = self._counts(namespace, base)
-        for i in range(max(read, index + 1)):
+        for i in range(max(read, index + 1)) if self._others is None else (index,):
             key = TaskQueueKey(namespace_id, partition_name(base, i), task_queue_type)
             if key in self._partitions:
                 continue
-            forwarder = None
+            forwarder: Forwarder | None = None
             if i:
                 parent = parent_of(i, self._config.get(settings.FORWARDER_MAX_CHILDREN, namespace, base))
-                forwarder = LocalForwarder(
-                    lambda parent=parent: self._partition(namespace_id, base, parent, task_queue_type)
-                )
+                if self._others is None:
+                    forwarder = LocalForwarder(
+                        lambda parent=parent: self._partition(namespace_id, base, parent, task_queue_type)
+                    )
+                else:
+                    name = partition_name(base, parent)
+                    forwarder = RemoteForwarder(self._others, namespace_id, name, task_queue_type)
             self._partitions[key] = new = Partition(
                 self._env, key, namespace, base, sticky=False, forwarder=forwarder, read_partitions=read
             )
             new.load_soon()
+        if self._others is not None and not index:
+            for i in range(1, read):
+                self._spawn(self._load_elsewhere(self._others, namespace_id, partition_name(base, i), task_queue_type))
         return self._partitions[namespace_id, partition_name(base, index), task_queue_type]
+
+    @staticmethod
+    async def _load_elsewhere(others: PartitionClient, namespace_id: str, name: str, task_queue_type: int) -> None:
+        try:
+            await others.load_partition(namespace_id, name, task_queue_type)
+        except ServiceError as e:
+            log.warning("partition %s is loaded when it is next used: %s", name, e)
+
+    def unload(self, keep: Callable[[str, str, int], bool]) -> None:
+        """Gives up all partitions but these (namespace id, name, type): their polls answer empty, what is being handed
+        out may finish."""
+        for key, partition in list(self._partitions.items()):
+            if not keep(*key):
+                del self._partitions[key]
+                partition.stop()
+                self._spawn(partition.close())
 
     def _all_partitions(self, namespace_id: str, base: str, task_queue_type: int) -> list[Partition]:
         self._partition(namespace_id, base, 0, task_queue_type)
@@ -220,7 +245,7 @@ class MatchingEngine:
             if partition is not None:
                 return partition
         base, index = parse_partition(name)
-        if not index:
+        if not index and self._others is None:
             _, write = self._counts(self._namespace_name(namespace_id), base)
             index = random.randrange(write) if write > 1 else 0
         return self._partition(namespace_id, base, index, task_queue_type)
@@ -232,7 +257,7 @@ class MatchingEngine:
             if partition is not None:
                 return partition
         base, index = parse_partition(name)
-        if index:
+        if index or self._others is not None:
             return self._partition(namespace_id, base, index, task_queue_type)
         partitions = self._all_partitions(namespace_id, base, task_queue_type)
         if len(partitions) == 1:
@@ -364,34 +389,38 @@ class MatchingEngine:
                     "DescribeTaskQueue must be called on the root partition of workflow task queue if api mode is "
                     "DESCRIBE_TASK_QUEUE_MODE_ENHANCED"
                 )
-            by_type: dict[int, Sequence[Partition]] = {
-                t: await self._loaded(self._all_partitions(namespace_id, base, t))
+            by_type: dict[int, Sequence[DescribeTaskQueueResponse]] = {
+                t: await self._describe_all(namespace_id, base, t)
                 for t in (request.task_queue_types or (WORKFLOW, ACTIVITY))
                 if t in (WORKFLOW, ACTIVITY)
             }
-            return describe.enhanced_mode(request, by_type, self._clock.now(), self._pollers_since())
+            return describe.enhanced_mode(request, by_type)
         if request.task_queue.kind == STICKY:
-            partitions = [self._sticky(namespace_id, name)]
+            return describe.default_mode(request, [self._describe(self._sticky(namespace_id, name))])
+        task_queue_type = int(request.task_queue_type) or WORKFLOW
+        base, index = parse_partition(name)
+        if index and request.report_stats:
+            raise invalid_argument("DescribeTaskQueue stats are only supported for the root partition")
+        if index:
+            parts = [await self.describe_partition(namespace_id, name, task_queue_type)]
         else:
-            task_queue_type = int(request.task_queue_type) or WORKFLOW
-            base, index = parse_partition(name)
-            if index and request.report_stats:
-                raise invalid_argument("DescribeTaskQueue stats are only supported for the root partition")
-            if index:
-                partitions = [self._partition(namespace_id, base, index, task_queue_type)]
-            else:
-                partitions = self._all_partitions(namespace_id, base, task_queue_type)
-            await self._loaded(partitions)
-        return describe.default_mode(request, partitions, self._clock.now(), self._pollers_since())
+            parts = await self._describe_all(namespace_id, base, task_queue_type)
+        return describe.default_mode(request, parts)
+
+    async def _describe_all(
+        self, namespace_id: str, base: str, task_queue_type: int
+    ) -> list[DescribeTaskQueueResponse]:
+        client = self if self._others is None else self._others
+        read, _ = self._counts(self._namespace_name(namespace_id), base)
+        return [
+            await client.describe_partition(namespace_id, partition_name(base, i), task_queue_type) for i in range(read)
+        ]
+
+    def _describe(self, partition: Partition) -> DescribeTaskQueueResponse:
+        return describe.of_partition(partition, self._clock.now(), self._pollers_since())
 
     def _pollers_since(self) -> int:
         return self._clock.now() - self._config.get(settings.POLLER_HISTORY_TTL)
-
-    async def _loaded(self, partitions: list[Partition]) -> list[Partition]:
-        for partition in partitions:
-            if partition.backlog is not None:
-                await partition.backlog.load()
-        return partitions
 
     async def list_task_queue_partitions(
         self, namespace_id: str, request: ListTaskQueuePartitionsRequest
@@ -405,6 +434,30 @@ class MatchingEngine:
         return ListTaskQueuePartitionsResponse(
             activity_task_queue_partitions=partitions, workflow_task_queue_partitions=partitions
         )
+
+    # --- for other members
+
+    async def offer_task(
+        self, namespace_id: str, name: str, task_queue_type: int, task: TaskRef, deadline: int
+    ) -> bool:
+        return await self._named(namespace_id, name, task_queue_type).offer(task, deadline)
+
+    async def forward_poll(
+        self, namespace_id: str, name: str, task_queue_type: int, poller: Poller, deadline: int, rate: float | None
+    ) -> bytes:
+        return await self._named(namespace_id, name, task_queue_type).poll(poller, deadline, rate)
+
+    async def load_partition(self, namespace_id: str, name: str, task_queue_type: int) -> None:
+        self._named(namespace_id, name, task_queue_type)
+
+    async def describe_partition(self, namespace_id: str, name: str, task_queue_type: int) -> DescribeTaskQueueResponse:
+        partition = self._named(namespace_id, name, task_queue_type)
+        if partition.backlog is not None:
+            await partition.backlog.load()
+        return self._describe(partition)
+
+    def _named(self, namespace_id: str, name: str, task_queue_type: int) -> Partition:
+        return self._partition(namespace_id, *parse_partition(name), task_queue_type)
 
     # --- workers that shut down
 

@@ -22,7 +22,7 @@ from temporalio.api.taskqueue.v1 import PollerScalingDecision
 
 from perdure.clock import MILLISECOND, SECOND, Clock
 from perdure.config.dynamic import DynamicConfig, Key
-from perdure.errors import Code, ServiceError, internal, unavailable
+from perdure.errors import Code, NotOwned, ServiceError, internal, unavailable
 from perdure.history.api import HistoryClient, Poller
 from perdure.matching import settings
 from perdure.matching.api import NoPoller, TaskRef
@@ -178,7 +178,7 @@ class Partition:
         """See `MatchingClient.add_workflow_task`."""
         now = self._clock.now()
         if self.closed:
-            raise NoPoller if self.sticky else unavailable("matching is shutting down")
+            raise NoPoller if self.sticky else NotOwned(f"task queue {self.key.name}")
         entry = Entry(task)
         self.last_active = now
         self._rates(entry.priority, now).added.add(now)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from perdure.clock import MILLISECOND, MINUTE, SECOND
-from perdure.config.dynamic import duration_key, float_key, int_key
+from perdure.config.dynamic import (
+    TASK_QUEUE_READ_PARTITIONS,
+    TASK_QUEUE_WRITE_PARTITIONS,
+    DynamicConfig,
+    duration_key,
+    float_key,
+    int_key,
+)
 
 MAX_TASK_QUEUE_IDLE_TIME = duration_key("matching.maxTaskQueueIdleTime", 5 * MINUTE)
 POLLER_HISTORY_TTL = duration_key("matching.PollerHistoryTTL", 5 * MINUTE)
@@ -21,3 +28,9 @@ FORWARDER_MAX_CHILDREN = int_key("matching.forwarderMaxChildrenPerNode", 20)
 
 # A sticky task queue that nobody polled for so long has no worker.
 STICKY_POLLER_WINDOW = 10 * SECOND
+
+
+def partition_counts(config: DynamicConfig, namespace: str, task_queue: str) -> tuple[int, int]:
+    """How many partitions of a task queue are read, and written."""
+    read = max(1, config.get(TASK_QUEUE_READ_PARTITIONS, namespace, task_queue))
+    return read, min(read, max(1, config.get(TASK_QUEUE_WRITE_PARTITIONS, namespace, task_queue)))

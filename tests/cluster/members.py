@@ -1,0 +1,87 @@
+"""Several members of a cluster in this process, over one database in memory; real gRPC between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from temporalio.client import Client
+
+from perdure.clock import MILLISECOND
+from perdure.config.dynamic import DynamicConfig
+from perdure.config.static import SERVICES, ClusterConfig, ServerConfig
+from perdure.persistence.open import open_database_url
+from perdure.server import Server
+
+HEARTBEAT = 100 * MILLISECOND
+
+
+class Cluster:
+    def __init__(self, store: Any, visibility: Any, settings: dict[str, Any]) -> None:
+        self.database = (store, visibility)
+        self.store = store
+        self.settings = settings
+        self.members: dict[str, Server] = {}
+
+    async def add(self, name: str, *services: str, store: Any = None) -> Server:
+        """store: what this member has instead of the shared one."""
+        dynamic = DynamicConfig()
+        for key, value in self.settings.items():
+            dynamic.set(key, value)
+        config = ServerConfig(
+            port=0,
+            shards=16,
+            dynamic=dynamic,
+            cluster=ClusterConfig(name=name, services=list(services or SERVICES), heartbeat=HEARTBEAT),
+        )
+        server = Server(config, database=(store or self.store, self.database[1]))
+        await server.start()
+        self.members[name] = server
+        return server
+
+    async def leave(self, name: str) -> None:
+        await self.members.pop(name).stop(0.5)
+
+    async def until(self, what: Callable[[], bool], seconds: float = 10) -> None:
+        async with asyncio.timeout(seconds):
+            while True:
+                if what():
+                    return
+                await asyncio.sleep(0.01)
+
+    def settled(self) -> bool:
+        """All know each other, and every shard is with one member."""
+        owned: list[int] = []
+        for server in self.members.values():
+            assert server.node is not None
+            if {m.name for m in server.node.membership.members.values()} != set(self.members):
+                return False
+            if server.history is not None:
+                owned += [shard.shard_id for shard in server.history.shards.live()]
+        return sorted(owned) == list(range(1, 17))
+
+    def owned(self, name: str) -> list[int]:
+        history = self.members[name].history
+        assert history is not None
+        return [shard.shard_id for shard in history.shards.live()]
+
+    async def client(self, name: str) -> Client:
+        return await Client.connect(self.members[name].address)
+
+
+@asynccontextmanager
+async def cluster(*names: str, **settings: Any) -> AsyncGenerator[Cluster]:
+    """settings: of the dynamic configuration, "__" for each dot."""
+    store, visibility = await open_database_url(None)
+    world = Cluster(store, visibility, {name.replace("__", "."): value for name, value in settings.items()})
+    try:
+        for name in names:
+            await world.add(name)
+        await world.until(world.settled)
+        yield world
+    finally:
+        for name in list(world.members):
+            await world.leave(name)
+        await store.close()
