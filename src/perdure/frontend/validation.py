@@ -226,15 +226,15 @@ def check_payloads(payloads: Payloads, namespace: str, config: DynamicConfig) ->
     size = payloads.ByteSize()
     if size > config.get(BLOB_SIZE_WARN, namespace):
         _warn("blob", size, namespace)
-        if size > config.get(BLOB_SIZE_ERROR, namespace):
-            raise blob_too_large()
+    if size > config.get(BLOB_SIZE_ERROR, namespace):
+        raise blob_too_large()
 
 
 def check_memo_size(size: int, namespace: str, config: DynamicConfig) -> None:
     if size > config.get(MEMO_SIZE_WARN, namespace):
         _warn("memo", size, namespace)
-        if size > config.get(MEMO_SIZE_ERROR, namespace):
-            raise invalid_argument("Memo size exceeds limit.")
+    if size > config.get(MEMO_SIZE_ERROR, namespace):
+        raise invalid_argument("Memo size exceeds limit.")
 
 
 _large: Counter[tuple[str, str]] = Counter()

@@ -10,8 +10,8 @@ from perdure.history.core import lifecycle, workflow_tasks
 from perdure.history.core.txn import Txn
 
 
-class HistoryTooLong(ServiceError):
-    """The run's history has come to its limit, and the run was terminated for it. Whoever asks again meets a closed
+class LimitReached(ServiceError):
+    """The run has come to a limit of what a run may be, and was terminated for it. Whoever asks again meets a closed
     run."""
 
 
@@ -25,13 +25,15 @@ def exceeded(txn: Txn) -> str:
         return "Workflow history size exceeds limit."
     if run.next_event_id - 1 > config.get(dynamic.HISTORY_COUNT_ERROR, namespace):
         return "Workflow history count exceeds limit."
+    if state.large_rows and state.large_bytes() > config.get(dynamic.STATE_SIZE_ERROR, namespace):
+        return "Workflow mutable state size exceeds limit."
     return ""
 
 
-def end(txn: Txn, reason: str) -> HistoryTooLong:
+def end(txn: Txn, reason: str) -> LimitReached:
     """txn: of the run as it was before the step that went too far. What its caller is told."""
     lifecycle.terminate(txn, reason, None, "history-service")
-    return HistoryTooLong(Code.INVALID_ARGUMENT, reason)
+    return LimitReached(Code.INVALID_ARGUMENT, reason)
 
 
 def finish(txn: Txn) -> None:

@@ -238,6 +238,8 @@ _decode_run = msgspec.msgpack.Decoder(RunState).decode
 
 K = TypeVar("K", int, str)
 
+_LARGE_ROW = 1024  # bytes
+
 
 class State:
     """Mutable state of a run. Change a row through `put`/`remove` (after changing a struct in place, `put` it again),
@@ -254,6 +256,7 @@ class State:
         "external_cancels",
         "external_signals",
         "info",
+        "large_rows",
         "live_timers",
         "request_ids",
         "run",
@@ -280,6 +283,7 @@ class State:
         self.request_ids: dict[str, RequestIdRecord] = {}
         self.buffered: dict[int, bytes] = {}  # in order
         self.changed: dict[tuple[int, int | str], bool] = {}  # True: written, False: removed
+        self.large_rows: dict[tuple[int, int | str], int] = {}  # in memory only: their sizes, see `large_bytes`
         self.close_attempted = False  # in memory only: the last workflow task failed to close the run for what came in
         self.live_timers: dict[tuple[int | str, ...], Any] = {}  # in memory only: see Txn.timer
         self._by_kind: dict[int, dict[Any, Any]] = {
@@ -325,10 +329,15 @@ class State:
         for (kind, key), written in self.changed.items():
             if not written:
                 removed.append((kind, str(key)))
-            elif kind == Kind.INFO:
-                put.append(PendingRow(kind, "", _encode(self.info)))
-            else:
-                put.append(PendingRow(kind, str(key), _encode(self._by_kind[kind][key])))
+                if self.large_rows:
+                    self.large_rows.pop((kind, key), None)
+                continue
+            blob = _encode(self.info if kind == Kind.INFO else self._by_kind[kind][key])
+            put.append(PendingRow(kind, str(key), blob))
+            if len(blob) > _LARGE_ROW:
+                self.large_rows[(kind, key)] = len(blob)
+            elif self.large_rows:
+                self.large_rows.pop((kind, key), None)
         run = self.run
         task = run.workflow_task
         if task is not None and task.speculative:
@@ -339,6 +348,10 @@ class State:
         else:
             row = _encode(run)
         return row, put, removed
+
+    def large_bytes(self) -> int:
+        """About how large the stored state is: small rows, of which there is a limited number, do not count."""
+        return sum(self.large_rows.values())
 
     def saved(self) -> None:
         """The rows are in the store now."""
@@ -355,7 +368,10 @@ def load(version: int, row: bytes, pending: list[PendingRow]) -> State:
         if kind == Kind.INFO:
             state.info = value
         else:
-            state._by_kind[kind][int(key) if kind in _INT_KEYS else key] = value  # pyright: ignore[reportPrivateUsage]
+            key = int(key) if kind in _INT_KEYS else key
+            state._by_kind[kind][key] = value  # pyright: ignore[reportPrivateUsage]
+        if len(blob) > _LARGE_ROW:
+            state.large_rows[(kind, key)] = len(blob)
     if len(state.buffered) > 1:
         ordered = sorted(state.buffered.items())
         state.buffered.clear()

@@ -13,7 +13,7 @@ import grpc
 from perdure.clock import MILLISECOND, SECOND, Clock
 from perdure.errors import ServiceError
 from perdure.history.core import tasks
-from perdure.history.core.closing import HistoryTooLong
+from perdure.history.core.closing import LimitReached
 from perdure.history.core.tasks import Task
 from perdure.persistence.api import QueueStore, StoreError, TaskCategory
 
@@ -71,7 +71,7 @@ class Attempts:
         """Nanoseconds to wait before the next attempt. None: there is none, the task is set aside."""
         self.count += 1
         retrying = self.of
-        passing = isinstance(error, StoreError | HistoryTooLong) or (
+        passing = isinstance(error, StoreError | LimitReached) or (
             isinstance(error, ServiceError) and error.code in _PASSING
         )
         name = f"{self.category.name.lower()}:{'passing' if passing else type(error).__name__}"
