@@ -96,8 +96,9 @@ def _global_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _server_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-p", "--port", type=_port, default=7233, help="of the gRPC API (default: 7233; 0: a free one)")
-    parser.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    """Where a flag is absent, the configuration file, the environment and then a default decide."""
+    parser.add_argument("-p", "--port", type=_port, help="of the gRPC API (default: 7233; 0: a free one)")
+    parser.add_argument("--ip", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--metrics-port", type=_port, help="serve Prometheus metrics there (default: none)")
     _repeated(
         parser,
@@ -120,6 +121,11 @@ def _server_flags(parser: argparse.ArgumentParser) -> None:
         type=str,
         metavar="KEY=JSON",
         help="a dynamic setting under Temporal's key; strings need their quotes: KEY='\"10s\"'",
+    )
+    parser.add_argument(
+        "--dynamic-config",
+        metavar="FILE",
+        help="dynamic settings in Temporal's YAML format; what changes there comes into force at once",
     )
     _repeated(
         parser, "--sqlite-pragma", type=_assignment, metavar="KEY=VALUE", help="a pragma of the SQLite connections"
@@ -152,10 +158,31 @@ def _start(commands: Any) -> None:
         "start",
         help="start the durable server",
         description="Starts the durable server. Without flags it listens on this machine only, and keeps everything in "
-        "a SQLite file in the user's data directory; it says where.",
+        "a SQLite file in the user's data directory; it says where. Settings come from flags, from the "
+        "environment (PERDURE_DATABASE_URL and others), and from the file of --config, in this order.",
     )
     _server_flags(parser)
-    parser.add_argument("--db", default="", metavar="FILE", help="the SQLite file (default: in the data directory)")
+    parser.add_argument("-c", "--config", metavar="FILE", help="a YAML file of settings; flags win over it")
+    parser.add_argument(
+        "--db",
+        metavar="URL",
+        help="sqlite:FILE, a FILE, postgresql://… or mysql://… (default: a SQLite file in the data directory)",
+    )
+    parser.add_argument(
+        "--shards", type=_shards, help="of a new database (default: 4 in a SQLite file, else 128); checked later"
+    )
+    cluster = parser.add_argument_group("several processes (with PostgreSQL or MySQL)")
+    cluster.add_argument(
+        "--services", type=_services, metavar="NAMES", help="frontend,history,matching,worker or some (default: all)"
+    )
+    cluster.add_argument(
+        "--processes", type=_processes, metavar="N", help="so many on this machine, behind one port (default: 1)"
+    )
+    cluster.add_argument("--cluster-ip", help="where other processes reach this one (default: 127.0.0.1)")
+    cluster.add_argument("--cluster-port", type=_port, help="the same (default: a free one)")
+    cluster.add_argument("--member", metavar="NAME", help="of this process (default: the machine's name and the port)")
+    # From `--processes` to those that it starts.
+    _switch(cluster, "--supervised", help=argparse.SUPPRESS)
     _global_flags(parser)
     parser.set_defaults(run="start")
 
@@ -165,6 +192,20 @@ def _cluster_health(commands: Any) -> None:
     parser.add_argument("--address", default="127.0.0.1:7233", help="(default: 127.0.0.1:7233)")
     _global_flags(parser)
     parser.set_defaults(run="health")
+
+
+def _services(text: str) -> list[str]:
+    known = ("frontend", "history", "matching", "worker")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or any(name not in known for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not some of {','.join(known)}")
+    return names
+
+
+def _processes(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 256:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 to 256)")
 
 
 def _shards(text: str) -> int:
@@ -237,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until a server looks after signals itself, they end the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     # What goes wrong in grpc's core reaches us as an error; on standard error it would only be noise.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:

@@ -32,12 +32,13 @@ class ClusterConfig:
 class ServerConfig:
     """All services in one process, or those of a member of a cluster.
 
-    host: address to listen on. port: 0 takes a free one. share_port: with other processes. database: its address (`persistence.open`), a SQLite file is
-    created when it is missing; None: in memory. sqlite_pragmas: over the store's own. namespaces: created when they
-    are missing, with `retention` (nanoseconds) and `search_attributes` (name to IndexedValueType). shards: None takes
-    what the database was made with, and `persistence.open.DEFAULT_SHARDS` for a new one. dynamic: settings that may
-    change while the server runs. dynamic_file: sets and follows those that `dynamic` does not set already.
-    metrics_port: None for no metrics, 0 for a free port. cluster: None for a process that is alone."""
+    host: address to listen on. port: 0 takes a free one. share_port: with other processes. database: its address
+    (`persistence.open`), a SQLite file is created when it is missing; None: in memory. sqlite_pragmas: over the store's
+    own. namespaces: created when they are missing, with `retention` (nanoseconds) and `search_attributes` (name to
+    IndexedValueType). shards: None takes what the database was made with, and `persistence.open.DEFAULT_SHARDS` for a
+    new one. dynamic: settings that may change while the server runs. dynamic_file: sets and follows those that
+    `dynamic` does not set already. metrics_port: None for no metrics, 0 for a free port. cluster: None for a process
+    that is alone."""
 
     host: str = "127.0.0.1"
     port: int = 7233

@@ -45,11 +45,13 @@ def _level(record: logging.LogRecord) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`time level logger message`, a traceback on the lines after it. color: for people at a terminal."""
+    """`time level logger message`, a traceback on the lines after it. color: for people at a terminal. member: of a
+    cluster; its name is before the logger's."""
 
-    def __init__(self, color: bool = False) -> None:
+    def __init__(self, color: bool = False, member: str = "") -> None:
         super().__init__()
         self._color = color
+        self._member = f"[{member}] " if member else ""
 
     def format(self, record: logging.LogRecord) -> str:
         level = _level(record)
@@ -58,19 +60,24 @@ class TextFormatter(logging.Formatter):
             shown = f"{_COLORS.get(level, '')}{shown}{_RESET}"
         # A line break in a value that a client chose must not make a line of the log.
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
-        line = f"{_utc(record.created)} {shown} {record.name} {message}"
+        line = f"{_utc(record.created)} {shown} {self._member}{record.name} {message}"
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ts, level, logger, msg, and stack when there is a traceback."""
+    """One object a line: ts, level, member (of a cluster), logger, msg, and stack when there is a traceback."""
+
+    def __init__(self, member: str = "") -> None:
+        super().__init__()
+        self._member = {"member": member} if member else {}
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "ts": _utc(record.created),
             "level": _level(record),
+            **self._member,
             "logger": record.name,
             "msg": record.getMessage(),
         }
@@ -79,17 +86,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-def configure(level: str = "warn", form: str = "text", stream: TextIO | None = None, color: str = "auto") -> None:
-    """Sets up the process's logging. level: of LEVELS. form: of FORMATS. color: auto, always or never, for `pretty`."""
+def configure(
+    level: str = "warn", form: str = "text", stream: TextIO | None = None, color: str = "auto", member: str = ""
+) -> None:
+    """Sets up the process's logging. level: of LEVELS. form: of FORMATS. color: auto, always or never, for `pretty`.
+    member: the name of this process among several."""
     target: TextIO = sys.stderr if stream is None else stream
     # Not asked for by any format, and not free.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.raiseExceptions = False
     handler = logging.StreamHandler(target)
     if form == "json":
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(member))
     else:
-        handler.setFormatter(TextFormatter(form == "pretty" and _colored(target, color)))
+        handler.setFormatter(TextFormatter(form == "pretty" and _colored(target, color), member))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
