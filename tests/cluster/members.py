@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +13,43 @@ from temporalio.client import Client
 from perdure.clock import MILLISECOND
 from perdure.config.dynamic import DynamicConfig
 from perdure.config.static import SERVICES, ClusterConfig, ServerConfig
+from perdure.persistence.api import Unavailable
 from perdure.persistence.open import open_database_url
 from perdure.server import Server
 
 HEARTBEAT = 100 * MILLISECOND
+
+
+class Connection:
+    """What one member has of the database. lost: it does not answer. frozen: it answers only later, as to a process
+    that stands still."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.lost = False
+        self.frozen: asyncio.Event | None = None
+
+    def freeze(self) -> None:
+        self.frozen = asyncio.Event()
+
+    def thaw(self) -> None:
+        assert self.frozen is not None
+        self.frozen.set()
+        self.frozen = None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.frozen is not None:
+                await self.frozen.wait()
+            if self.lost:
+                raise Unavailable("the connection is lost")
+            return await found(*args, **kwargs)
+
+        return call
 
 
 class Cluster:
@@ -24,9 +58,10 @@ class Cluster:
         self.store = store
         self.settings = settings
         self.members: dict[str, Server] = {}
+        self.connections: dict[str, Connection] = {}
+        self._crashed: list[Server] = []
 
-    async def add(self, name: str, *services: str, store: Any = None) -> Server:
-        """store: what this member has instead of the shared one."""
+    async def add(self, name: str, *services: str) -> Server:
         dynamic = DynamicConfig()
         for key, value in self.settings.items():
             dynamic.set(key, value)
@@ -36,13 +71,31 @@ class Cluster:
             dynamic=dynamic,
             cluster=ClusterConfig(name=name, services=list(services or SERVICES), heartbeat=HEARTBEAT),
         )
-        server = Server(config, database=(store or self.store, self.database[1]))
+        connection = self.connections[name] = Connection(self.store)
+        server = Server(config, database=(connection, self.database[1]))  # type: ignore[arg-type]
         await server.start()
         self.members[name] = server
         return server
 
     async def leave(self, name: str) -> None:
         await self.members.pop(name).stop(0.5)
+
+    async def crash(self, name: str) -> None:
+        """It is gone at once: nothing is written, told or answered any more."""
+        server = self.members.pop(name)
+        self.connections[name].lost = True
+        assert server.node is not None
+        assert server._listener is not None
+        self._crashed.append(server)
+        await server.node._server.stop(0)
+        await server._listener.server.stop(0)
+        await server.node._peers.close()
+
+    async def end(self) -> None:
+        for name in list(self.members):
+            await self.leave(name)
+        for server in self._crashed:
+            await server._stop_services(0)
 
     async def until(self, what: Callable[[], bool], seconds: float = 10) -> None:
         async with asyncio.timeout(seconds):
@@ -79,9 +132,9 @@ async def cluster(*names: str, **settings: Any) -> AsyncGenerator[Cluster]:
     try:
         for name in names:
             await world.add(name)
-        await world.until(world.settled)
+        if names:
+            await world.until(world.settled)
         yield world
     finally:
-        for name in list(world.members):
-            await world.leave(name)
+        await world.end()
         await store.close()

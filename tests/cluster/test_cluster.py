@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 from datetime import timedelta
 
 import pytest
@@ -10,6 +12,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from tests.cluster.members import cluster
+from tests.sdk.world import check_histories
 
 SOON = timedelta(seconds=10)
 
@@ -65,8 +68,12 @@ def worker(client: Client) -> Worker:
     )
 
 
-async def one(client: Client, n: int, update: bool = False) -> None:
+Started = set[tuple[str, str]]
+
+
+async def one(client: Client, n: int, started: Started, update: bool = False) -> None:
     handle = await client.start_workflow(Whole.run, n, id=f"whole-{n}", task_queue="queue")
+    started.add((handle.id, handle.first_execution_run_id or ""))
     if update:
         assert await handle.execute_update(Whole.put, 5) == 5
     else:
@@ -75,11 +82,84 @@ async def one(client: Client, n: int, update: bool = False) -> None:
     assert await handle.query(Whole.seen) == 5
 
 
+async def many(client: Client, numbers: Iterable[int], started: Started) -> None:
+    await asyncio.gather(*(one(client, n, started, n % 3 == 0) for n in numbers))
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 async def test_work_is_shared_by_members(partitions: int) -> None:
     settings = {f"matching__numTaskqueue{kind}Partitions": partitions for kind in ("Read", "Write")}
     async with cluster("one", "two", "three", **settings) as world:
         assert all(world.owned(name) for name in world.members)
+        started: Started = set()
         async with worker(await world.client("one")), worker(await world.client("two")):
             client = await world.client("three")
-            await asyncio.gather(*(one(client, n, n % 3 == 0) for n in range(30)))
+            await many(client, range(30), started)
+        await check_histories(client, started, [Whole, Child])
+
+
+async def test_services_run_apart() -> None:
+    async with cluster() as world:
+        await world.add("front", "frontend")
+        await world.add("past", "history")
+        await world.add("pairs", "matching")
+        await world.until(world.settled)
+        started: Started = set()
+        client = await world.client("front")
+        async with worker(client):
+            await many(client, range(10), started)
+
+
+async def test_a_member_that_leaves_hands_over_under_load() -> None:
+    async with cluster("one", "two", "three") as world:
+        started: Started = set()
+        client = await world.client("one")
+        async with worker(client), worker(await world.client("one")):
+            running = asyncio.create_task(many(client, range(40), started))
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                began = time.monotonic()
+                await world.leave("two")
+                await world.until(world.settled, 1)
+                assert time.monotonic() - began < 3
+                await world.add("two")
+                await world.until(world.settled, 2)
+            await running
+        await check_histories(client, started, [Whole, Child])
+
+
+async def test_others_go_on_when_a_member_is_gone_at_once() -> None:
+    async with cluster("one", "two", "three") as world:
+        started: Started = set()
+        client = await world.client("one")
+        async with worker(client), worker(await world.client("one")):
+            running = asyncio.create_task(many(client, range(40), started))
+            await asyncio.sleep(0.3)
+            await world.crash("two")
+            await world.until(world.settled, 5)
+            await world.add("two")
+            await asyncio.sleep(0.3)
+            await world.crash("three")
+            await running
+            await world.until(world.settled, 5)
+        await check_histories(client, started, [Whole, Child])
+
+
+async def test_a_member_that_stood_still_writes_nothing_when_it_goes_on() -> None:
+    async with cluster("one", "two") as world:
+        started: Started = set()
+        client = await world.client("one")
+        async with worker(client), worker(await world.client("one")):
+            running = asyncio.create_task(many(client, range(40), started))
+            await asyncio.sleep(0.3)
+            frozen = world.members["two"]
+            world.connections["two"].freeze()
+            assert frozen.history is not None
+            had = {shard.shard_id: shard for shard in frozen.history.shards.live()}
+            await world.until(lambda: len(world.owned("one")) == 16, 5)
+            world.connections["two"].thaw()
+            await running
+            await world.until(world.settled, 5)
+            assert had
+            assert all(shard.closed for shard in had.values())
+        await check_histories(client, started, [Whole, Child])
