@@ -179,7 +179,7 @@ class Target:
             )
             connection = Connection(raw)
             (row,) = (await connection.run(_SESSION.format(idle=idle).encode()))[-1]
-        except (MySQLError, OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as e:
+        except (MySQLError, OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, RuntimeError) as e:
             if raw is not None:
                 raw.close()
             raise _failure(e, 0) from e
