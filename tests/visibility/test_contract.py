@@ -394,8 +394,10 @@ def test_finds_what_the_filter_says(backend, stored, asked):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 @each_backend
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(records(), max_size=20), st.lists(queries, min_size=1, max_size=12))
 def test_finds_what_the_filter_says_at_length(backend, stored, asked):
     asyncio.run(check_oracle(backend, stored, asked))
