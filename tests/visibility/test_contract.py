@@ -395,7 +395,6 @@ def test_finds_what_the_filter_says(backend, stored, asked):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.timeout(300)
 @each_backend
 @settings(max_examples=500, deadline=None)
 @given(st.lists(records(), max_size=20), st.lists(queries, min_size=1, max_size=12))
