@@ -151,8 +151,10 @@ class Membership:
                 await self._write()
                 await self.refresh(counts=True)
             except StoreError as e:
-                log.warning("no heartbeat: %s", e)
-                if not self.valid:
+                if self.valid:
+                    log.warning("no heartbeat: %s", e)
+                elif self.members:
+                    log.error("no heartbeat for too long: others may have taken what this member had: %s", e)
                     self._publish({})
             except Exception:
                 log.exception("no heartbeat")

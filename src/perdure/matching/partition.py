@@ -164,8 +164,8 @@ class Partition:
         self._in_memory = 0  # unfinished tasks of a sticky queue
         self._dispatching = 0
         self._scaling = TokenBucket(self._get(settings.POLLER_SCALING_DECISIONS_PER_SECOND))
-        self._forwarding_poll = False
-        self._forwarding_tasks = False
+        self._forwarding_poll: asyncio.Task[bytes] | None = None
+        self._forwarding_tasks: asyncio.Task[None] | None = None
         self._load_task: asyncio.Task[None] | None = None
         self.closed = False
 
@@ -476,9 +476,8 @@ class Partition:
 
     def _forward_tasks(self) -> None:
         """Tasks that find no poller here go to the parent, one at a time."""
-        if not self._forwarding_tasks and len(self.matcher) and not self.matcher.polls and not self.closed:
-            self._forwarding_tasks = True
-            self._env.spawn(self._forward_tasks_up())
+        if self._forwarding_tasks is None and len(self.matcher) and not self.matcher.polls and not self.closed:
+            self._forwarding_tasks = self._env.spawn(self._forward_tasks_up())
 
     async def _forward_tasks_up(self) -> None:
         entry: Entry | None = None
@@ -492,20 +491,20 @@ class Partition:
                 taken, entry = entry, None
                 self._settle(taken, Outcome.DONE if handed_out else Outcome.RETRY, None)
         finally:
-            self._forwarding_tasks = False
+            self._forwarding_tasks = None
             if entry is not None:
                 self._settle(entry, Outcome.RETRY, None)
 
     def _forward_polls(self) -> None:
         """Polls that find no task here wait at the parent, one at a time."""
-        if self._forwarding_poll or self.closed:
+        if self._forwarding_poll is not None or self.closed:
             return
         poll = self.matcher.take_poll(self._clock.now())
         if poll is None:
             return
         assert self._forwarder is not None
-        self._forwarding_poll = True
         poll.forwarding = asyncio.ensure_future(self._forwarder.poll(poll.poller, poll.deadline, poll.rate))
+        self._forwarding_poll = poll.forwarding
         self._env.spawn(self._forward_poll(poll, poll.forwarding))
 
     async def _forward_poll(self, poll: Poll, forwarding: asyncio.Task[bytes]) -> None:
@@ -519,7 +518,7 @@ class Partition:
             log.warning("poll not forwarded by %s: %r", self.key.name, e)
         finally:
             poll.forwarding = None
-            self._forwarding_poll = False
+            self._forwarding_poll = None
             if not poll.answer(response) and response:
                 log.debug("poll gone while a task was started by the parent of %s: left to its timeout", self.key.name)
             if not self.closed:
@@ -575,7 +574,7 @@ class Partition:
             self.last_active < earliest
             and not self.open_polls
             and not self._dispatching
-            and not self._forwarding_tasks
+            and self._forwarding_tasks is None
             and (self.backlog is None or self.backlog.idle)
         )
 
@@ -590,8 +589,10 @@ class Partition:
                 done.set_exception(NoPoller() if self.sticky else unavailable("the task queue was unloaded"))
             else:
                 done.set_result(False)  # type: ignore[arg-type]
-        if self._load_task is not None:
-            self._load_task.cancel()
+        # What waits at the parent, which may be with another process.
+        for waiting in (self._load_task, self._forwarding_tasks, self._forwarding_poll):
+            if waiting is not None:
+                waiting.cancel()
         if self.backlog is not None:
             self.backlog.stop_reading()
 
