@@ -297,7 +297,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(e).split())
         print(f"perdure: error: {line}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

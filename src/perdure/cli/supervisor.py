@@ -121,7 +121,8 @@ async def supervise(
             ready([child.first_start.result() for child in children])
             await ending.wait()
     except StartFailed as e:
-        log.error("%s", e)
+        # What ended with an exit code has said why.
+        log.log(logging.INFO if e.code > 0 else logging.ERROR, "%s", e)
         code = e.code if 0 < e.code < 128 else 1
     for child in children:
         child.end()
@@ -177,7 +178,7 @@ def _how(code: int) -> str:
 
 def this_program(*arguments: str) -> list[str]:
     """The command that runs perdure with the interpreter that runs now."""
-    return [sys.executable, "-m", "perdure.cli.main", *arguments]
+    return [sys.executable, "-m", "perdure", *arguments]
 
 
 def supported() -> bool:
