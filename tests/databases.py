@@ -21,6 +21,16 @@ import pytest
 
 _numbers = count(1)
 
+# For tests that run on each: the default suite has SQLite only.
+EACH_BACKEND = ["sqlite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("postgresql", "mysql"))]
+
+
+def url(backend: str, folder: Path) -> str:
+    """Of an empty database that no other test uses. Skips the test where its server is not to be had."""
+    if backend == "sqlite":
+        return f"sqlite:{folder / 'perdure.db'}"
+    return {"postgresql": postgresql, "mysql": mysql}[backend]().url()
+
 
 class PostgresServer:
     """A PostgreSQL server in a temporary folder, on a free port, with fsync on."""

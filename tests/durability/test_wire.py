@@ -29,6 +29,7 @@ from temporalio.api.workflowservice.v1 import (
     RespondQueryTaskCompletedRequest,
     SignalWithStartWorkflowExecutionRequest,
 )
+from tests import databases
 
 from durability.wire import (
     COMPLETE,
@@ -50,12 +51,20 @@ from sdk.server import Server
 from sdk.world import check_well_formed
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"))
+@pytest.fixture(scope="module", params=databases.EACH_BACKEND)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    # With SQLite in memory, as developers start it.
+    running = Server(folder, db="" if request.param == "sqlite" else databases.url(request.param, folder))
     running.start()
     yield running
     running.close()
+
+
+@pytest.fixture(params=databases.EACH_BACKEND)
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
+    """One that the test starts, kills and closes."""
+    return Server(tmp_path, db=databases.url(request.param, tmp_path))
 
 
 @pytest.fixture
@@ -581,23 +590,22 @@ async def test_a_heartbeat_gets_the_next_task_with_the_answer(channel: Channel) 
 # --- across restarts ---
 
 
-async def test_repeated_requests_are_known_after_a_kill(tmp_path: Path) -> None:
-    server = Server(tmp_path, durable=True)
-    server.start()
+async def test_repeated_requests_are_known_after_a_kill(durable: Server) -> None:
+    durable.start()
     try:
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run = await start_once(channel)
         first = await signals_and_cancels(run)
         pending = run.update("admitted only")
         await admitted(run)
         stored = await run.stored()
-        server.kill()
-        server.start()
+        durable.kill()
+        durable.start()
         with pytest.raises(grpc.aio.AioRpcError):
             await pending
         await channel.channel.close()
 
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         again = await start_once(channel)
         assert again.run_id == run.run_id
         assert await signals_and_cancels(again) == first
@@ -615,7 +623,7 @@ async def test_repeated_requests_are_known_after_a_kill(tmp_path: Path) -> None:
         await again.complete(task, COMPLETE)
         await channel.channel.close()
     finally:
-        server.close()
+        durable.close()
 
 
 async def start_once(channel: Channel) -> Run:
@@ -646,26 +654,25 @@ async def signals_and_cancels(run: Run) -> str:
     return answer.run_id
 
 
-async def test_a_task_at_work_outlives_the_server(tmp_path: Path) -> None:
+async def test_a_task_at_work_outlives_the_server(durable: Server) -> None:
     """A worker need not notice that the server was killed and started again while it worked."""
-    server = Server(tmp_path, durable=True)
-    server.start()
+    durable.start()
     try:
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run = await channel.start()
         task = await run.poll()
         await run.signal("buffered")
-        server.kill()
-        server.start()
+        durable.kill()
+        durable.start()
         await channel.channel.close()
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run.stub = channel.stub
         await run.complete(task, schedule_activity(run.queue))
         activity = await run.poll_activity()
-        server.kill()
-        server.start()
+        durable.kill()
+        durable.start()
         await channel.channel.close()
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run.stub = channel.stub
         await run.complete_activity(activity, "result")
         task = await run.poll()
@@ -682,15 +689,14 @@ async def test_a_task_at_work_outlives_the_server(tmp_path: Path) -> None:
         await run.complete(task, COMPLETE)
         await channel.channel.close()
     finally:
-        server.close()
+        durable.close()
 
 
-async def test_an_activitys_attempt_and_heartbeat_outlive_the_server(tmp_path: Path) -> None:
+async def test_an_activitys_attempt_and_heartbeat_outlive_the_server(durable: Server) -> None:
     """Neither has an event."""
-    server = Server(tmp_path, durable=True)
-    server.start()
+    durable.start()
     try:
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run = await channel.start()
         retry = RetryPolicy(initial_interval=seconds(0.01))
         command = schedule_activity(run.queue, retry_policy=retry, heartbeat_timeout=seconds(2))
@@ -701,10 +707,10 @@ async def test_an_activitys_attempt_and_heartbeat_outlive_the_server(tmp_path: P
             namespace=NAMESPACE, task_token=task.task_token, details=text("half"), identity="worker"
         )
         await run.stub.RecordActivityTaskHeartbeat(beat)
-        server.kill()
-        server.start()
+        durable.kill()
+        durable.start()
         await channel.channel.close()
-        channel = Channel(server.address)
+        channel = Channel(durable.address)
         run.stub = channel.stub
         task = await run.poll_activity()  # after the heartbeat timeout
         assert task.attempt == 3
@@ -715,7 +721,7 @@ async def test_an_activitys_attempt_and_heartbeat_outlive_the_server(tmp_path: P
         assert attributes(started).last_failure.HasField("timeout_failure_info")
         await channel.channel.close()
     finally:
-        server.close()
+        durable.close()
 
 
 # --- keepalive ---

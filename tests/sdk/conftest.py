@@ -3,15 +3,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from tests import databases
 
 from sdk.server import Server
 from sdk.world import World, connect
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="session", params=databases.EACH_BACKEND)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
     flags = ["--search-attribute", "Customer=Keyword", "--search-attribute", "Amount=Int"]
-    running = Server(tmp_path_factory.mktemp("server"), *flags)
+    # With SQLite in memory, as developers start it.
+    db = "" if request.param == "sqlite" else databases.url(request.param, folder)
+    running = Server(folder, *flags, db=db)
     running.start()
     yield running
     running.close()

@@ -25,15 +25,14 @@ def free_port() -> int:
 
 
 class Server:
-    """`perdure server start-dev`, or with `durable` `perdure server start` on the file `database`. It keeps its port
-    when it is started again, and all its starts write to one log."""
+    """`perdure server start-dev`, or with `db`, a database's URL, `perdure server start`. It keeps its port when it is
+    started again, and all its starts write to one log."""
 
-    def __init__(self, folder: Path, *flags: str, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *flags: str, db: str = "") -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.database = folder / "perdure.db"
         self.log = folder / "server.log"
-        mode = ["start", "--db", str(self.database)] if durable else ["start-dev", "--headless"]
+        mode = ["start", "--db", db] if db else ["start-dev", "--headless"]
         self._command = [EXECUTABLE, "server", *mode, "--ip", "127.0.0.1", "--port", str(self.port), *flags]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -14,7 +14,11 @@ from sdk.server import EXECUTABLE, Server
 
 HERE = Path(__file__).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.parametrize("server", ["sqlite"], indirect=True),
+]
 
 
 def need(*tools: str) -> None:
@@ -32,7 +36,7 @@ def run(folder: Path, *command: str | Path, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=300,
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout[-10_000:]}"
     return done.stdout
