@@ -135,6 +135,7 @@ class InternalServer:
         """Raises OSError when the address cannot be bound."""
         self._cluster_id = cluster_id
         self._clock = clock
+        self._running: set[asyncio.Future[Any]] = set()
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         where = f"[{host}]" if ":" in host else host
         try:
@@ -159,7 +160,10 @@ class InternalServer:
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member of this cluster")
             try:
                 args, kwargs = method.arguments(data, self._clock)
-                return method.response(await target(args, kwargs))
+                if method.deadline is not None:
+                    return method.response(await target(args, kwargs))
+                # What does not wait is not interrupted in the middle by a caller that gives up.
+                return method.response(await asyncio.shield(self._run(target(args, kwargs))))
             except (ServiceError, NoPoller) as e:
                 return failure(e)
             except StoreError as e:
@@ -170,6 +174,17 @@ class InternalServer:
                 return failure(e)
 
         return handle
+
+    def _run(self, call: Awaitable[Any]) -> asyncio.Future[Any]:
+        running = asyncio.ensure_future(call)
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, running: asyncio.Future[Any]) -> None:
+        self._running.discard(running)
+        if not running.cancelled():
+            running.exception()  # its caller has it, or has gone
 
     async def start(self) -> None:
         await self._server.start()

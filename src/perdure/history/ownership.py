@@ -16,7 +16,7 @@ from perdure.persistence.api import StoreError
 
 log = logging.getLogger("perdure.history")
 
-_DRAIN = 0.25  # seconds that running calls have when a shard is given up
+_DRAIN = 0.2  # seconds that running calls have when a shard is given up
 _FIRST_WAIT = 50 * MILLISECOND
 _LONGEST_WAIT = 5 * SECOND
 _STEPPED_ASIDE = 2 * SECOND  # so long a shard that was asked for by another member is left to it
@@ -83,7 +83,10 @@ class Shards:
     def want(self, shard_ids: Iterable[int]) -> None:
         """From now on this process is to have these. Those that it should not have are given up when their next owner
         asks for them, or in a few seconds."""
-        self.wanted = set(shard_ids)
+        wanted = set(shard_ids)
+        for shard_id in wanted - self.wanted:
+            self._aside.pop(shard_id, None)
+        self.wanted = wanted
         self.reconcile()
 
     def reconcile(self) -> None:

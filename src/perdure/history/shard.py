@@ -245,7 +245,7 @@ class Shard:
         if self.calls:
             self._idle = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._idle], timeout=grace)
-        await self.close(grace)
+        await self.close(grace, cancel=False)
 
     def left(self) -> None:
         """A call that was counted has ended."""
@@ -253,10 +253,12 @@ class Shard:
         if not self.calls and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    async def close(self, grace: float) -> None:
-        """The queues end the tasks that they run within so many seconds; then nothing is written any more."""
+    async def close(self, grace: float, *, cancel: bool = True) -> None:
+        """The queues end the tasks that they run within so many seconds; then nothing is written any more. cancel: of
+        those that do not end. A task that is with matching just now is better left to end there: cancelled between a
+        worker and the record of its start, it would be started for nobody."""
         self._refuse()
-        await asyncio.gather(self.timers.stop(grace), self.transfers.stop(grace), self.visibility.stop(grace))
+        await asyncio.gather(*(q.stop(grace, cancel=cancel) for q in (self.timers, self.transfers, self.visibility)))
         self._forget_all()
 
     async def drop(self) -> None:
@@ -267,7 +269,7 @@ class Shard:
         self.timers.abandon()
         self.transfers.abandon()
         self.visibility.abandon()
-        await asyncio.gather(self.timers.stop(0), self.transfers.stop(0), self.visibility.stop(0))
+        await asyncio.gather(*(q.stop(0, cancel=False) for q in (self.timers, self.transfers, self.visibility)))
 
     def _refuse(self) -> None:
         self.taking = False

@@ -33,7 +33,7 @@ _READ_RETRY = 500 * MILLISECOND
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(TaskRef).decode
 
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+Spawn = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 """Runs a coroutine as a task that the engine holds on to, and logs what it did not expect."""
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from temporalio.api.enums.v1 import DescribeTaskQueueMode, TaskQueueKind, TaskQueueType
@@ -90,7 +91,7 @@ class MatchingEngine:
         self.counters = Counters()
         self._env = Env(store, history, clock, config, self._spawn, instance or os.urandom(8).hex(), self.counters)
         self._partitions: dict[tuple[str, str, int], Partition] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._queries: dict[str, asyncio.Future[bytes]] = {}
         self._shut_down: dict[str, int] = {}  # worker instance key -> when that is forgotten
         self._sweep_timer: TimerHandle | None = None
@@ -121,13 +122,13 @@ class MatchingEngine:
                 task.cancel()
         await asyncio.gather(*(p.close() for p in partitions))
 
-    def _spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coro)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             error = task.exception()
@@ -231,8 +232,24 @@ class MatchingEngine:
         for key, partition in list(self._partitions.items()):
             if not keep(*key):
                 del self._partitions[key]
+                if self._others is not None and partition.sticky and partition.key.type == WORKFLOW:
+                    partition.pass_on = partial(self._pass_on, self._others, partition.key.name, partition.normal_name)
                 partition.stop()
                 self._spawn(partition.close())
+
+    def _pass_on(self, others: PartitionClient, name: str, normal: str, task: TaskRef) -> None:
+        """A task that waited for a sticky task queue's worker: the queue's next owner may know it, else any worker may
+        have the task."""
+
+        async def add() -> None:
+            sticky = TaskQueue(name=name, kind=STICKY, normal_name=normal)
+            try:
+                await others.add_workflow_task(sticky, task)
+            except NoPoller:
+                if normal:
+                    await others.add_workflow_task(TaskQueue(name=normal), task)
+
+        self._spawn(add())
 
     def _all_partitions(self, namespace_id: str, base: str, task_queue_type: int) -> list[Partition]:
         self._partition(namespace_id, base, 0, task_queue_type)

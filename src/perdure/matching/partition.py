@@ -108,7 +108,9 @@ class Partition:
     """sticky: its tasks wait in memory only. They are lost with the process, and nothing is lost with them: history
     times a sticky workflow task out by itself and schedules it on the normal task queue.
 
-    read_partitions: of the whole task queue, which share its rate limit."""
+    read_partitions: of the whole task queue, which share its rate limit. pass_on: takes the tasks that wait in memory
+    only when the queue goes to another process; None: they are lost. normal_name: of a sticky queue's worker, known
+    once it was polled."""
 
     def __init__(
         self,
@@ -161,6 +163,8 @@ class Partition:
         self.last_poll = 0
         self.last_active = now
         self.worker_rate: float | None = None
+        self.pass_on: Callable[[TaskRef], None] | None = None
+        self.normal_name = ""
         self._in_memory = 0  # unfinished tasks of a sticky queue
         self._dispatching = 0
         self._scaling = TokenBucket(self._get(settings.POLLER_SCALING_DECISIONS_PER_SECOND))
@@ -205,7 +209,9 @@ class Partition:
         if self.closed:
             return False
         entry = Entry(task)
-        outcome = await self._sync_match(entry, now, forward=not deadline)
+        # The child may give its offer up, but not between a worker and the record that it has the task.
+        matching = self._sync_match(entry, now, forward=not deadline)
+        outcome = await (asyncio.shield(self._env.spawn(matching)) if self.matcher.polls else matching)
         if outcome is not None:
             return outcome is not Outcome.RETRY
         if self.closed or deadline <= now:
@@ -294,6 +300,7 @@ class Partition:
         poll = Poll(poller, now, deadline, rate)
         matcher = self.matcher
         self.last_active = self.last_poll = now
+        self.normal_name = poller.task_queue
         self.pollers.record(poller, rate, now)
         if rate != self.worker_rate:
             self.worker_rate = rate
@@ -437,6 +444,8 @@ class Partition:
         elif outcome is Outcome.RETRY:
             if not self.closed:
                 self.matcher.add_task_at(entry, self._clock.now() + _retry_delay(entry.attempts))
+            elif self.pass_on is not None and self.backlog is None:
+                self.pass_on(entry.task)
         elif entry.level and self.backlog is not None:
             self.backlog.finish(entry)
         else:
@@ -583,10 +592,14 @@ class Partition:
         self.closed = True
         for entry in self.matcher.close():
             done = entry.done
-            if done is None or done.done():
+            if done is None:
+                if self.pass_on is not None and self.backlog is None:
+                    self.pass_on(entry.task)
+                continue
+            if done.done():
                 continue
             if entry.query is not None:
-                done.set_exception(NoPoller() if self.sticky else unavailable("the task queue was unloaded"))
+                done.set_exception(NoPoller() if self.sticky else NotOwned(f"task queue {self.key.name}"))
             else:
                 done.set_result(False)  # type: ignore[arg-type]
         # What waits at the parent, which may be with another process.

@@ -193,7 +193,8 @@ class ExecutionStore(Protocol):
 
     async def commit(self, commit: Commit) -> None:
         """Durable when it returns. Commits that wait are written in groups; one whose condition fails leaves the others
-        of its group alone. Raises ShardFenced, ConditionFailed, CurrentConflict, Unavailable."""
+        of its group alone. Cancelling it has no effect once it has begun. Raises ShardFenced, ConditionFailed,
+        CurrentConflict, Unavailable."""
         ...
 
     async def load_run(self, shard_id: int, namespace_id: str, workflow_id: str, run_id: str) -> RunRecord:

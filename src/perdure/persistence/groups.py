@@ -21,6 +21,17 @@ PATIENCE: Final = 0.004
 """Seconds after which a second group starts in any case: the first may be waiting for a lock."""
 
 
+async def outcome(write: asyncio.Future[T]) -> T:
+    """What comes of a write. A caller that is cancelled meanwhile learns it all the same, and goes on as if it were
+    not: for whoever could not stop in the middle without losing track of what was written."""
+    while True:
+        try:
+            return await asyncio.shield(write)
+        except asyncio.CancelledError:
+            if write.cancelled():
+                raise
+
+
 class Item(Generic[T]):
     """One write. keys: of what it touches; two writes with a key in common are never in one group, nor in two at once,
     and keep their order. size: bytes, roughly."""

@@ -118,14 +118,15 @@ class ImmediateQueue:
         """Nothing more is started or deleted: which rows there are is not known any more. `stop` follows."""
         self._stopped = self._abandoned = True
 
-    async def stop(self, grace: float) -> None:
-        """Waits up to grace seconds for what runs; what does not end is run again by the next owner of the shard."""
+    async def stop(self, grace: float, *, cancel: bool = True) -> None:
+        """Waits up to grace seconds for what runs; what does not end is run again by the next owner of the shard.
+        cancel: it is cancelled; else it may end later, but nothing follows from it."""
         self._stopped = True
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=grace)
-            for task in late:
-                task.cancel()
-            if late:
+            if late and cancel:
+                for task in late:
+                    task.cancel()
                 await asyncio.wait(late, timeout=1)
         try:
             await self.delete_done()

@@ -223,13 +223,14 @@ class TimerQueue:
         """Nothing more is started or deleted: which rows there are is not known any more. `stop` follows."""
         self._stopped = self._abandoned = True
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float, *, cancel: bool = True) -> None:
+        """As of ImmediateQueue."""
         self._stopped = True
         if self._wake is not None:
             self._wake.cancel()
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=grace)
-            for task in late:
-                task.cancel()
-            if late:
+            if late and cancel:
+                for task in late:
+                    task.cancel()
                 await asyncio.wait(late, timeout=1)

@@ -24,6 +24,7 @@ from perdure.persistence.api import (
     TaskQueueRecord,
     TaskRow,
 )
+from perdure.persistence.groups import outcome
 from perdure.persistence.keys import branch_key, queue_key, run_key, workflow_key
 from perdure.persistence.mysql import schema
 from perdure.persistence.mysql.commits import (
@@ -167,7 +168,7 @@ class MysqlStore:
             await self._acquired(commit.shard_id)
         write = CommitWrite(commit, self._visibility)
         try:
-            await self.database.submit(write, write.keys, write.size)
+            await outcome(self.database.submit(write, write.keys, write.size))
         except Duplicate as error:
             raise ConditionFailed(f"a history node or task exists already: {error}") from error
 

@@ -27,7 +27,7 @@ from perdure.persistence.api import (
     TaskQueueRecord,
     TaskRow,
 )
-from perdure.persistence.groups import Groups, Item
+from perdure.persistence.groups import Groups, Item, outcome
 from perdure.persistence.keys import branch_key, queue_key, run_key, workflow_key
 from perdure.persistence.postgresql import commits, schema
 from perdure.persistence.postgresql.commits import Carried
@@ -197,7 +197,7 @@ class PostgresStore:
         while (acquiring := self._acquiring.get(commit.shard_id)) is not None:
             await asyncio.wait([acquiring])  # what comes after it is written after it
         self.database.check_open()
-        await self._commits.submit(commit, _keys(commit), commits.size_of(commit))
+        await outcome(self._commits.submit(commit, _keys(commit), commits.size_of(commit)))
 
     async def load_run(self, shard_id: int, namespace_id: str, workflow_id: str, run_id: str) -> RunRecord:
         record: RunRecord | None = None

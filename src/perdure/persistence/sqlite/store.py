@@ -29,6 +29,7 @@ from perdure.persistence.api import (
     TaskRow,
     Unavailable,
 )
+from perdure.persistence.groups import outcome
 from perdure.persistence.sqlite import schema
 from perdure.persistence.sqlite.database import Database, open_database
 from perdure.persistence.sqlite.deletes import PIECE, RangeDeletes
@@ -167,7 +168,7 @@ class SqliteStore:
 
     async def commit(self, commit: Commit) -> None:
         try:
-            await self.database.write(partial(self._commit, commit))
+            await outcome(self.database.write(partial(self._commit, commit)))
         except sqlite3.IntegrityError as error:
             raise ConditionFailed(f"a history node or task exists already: {error}") from error
 
