@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from perdure.config.dynamic import ConfigError
+from perdure.config.files import parse_dynamic, read_yaml
 from perdure.config.settings import Settings, load_settings
 
 FULL = """
@@ -117,3 +119,14 @@ def test_a_wrong_variable(variable: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_settings(None, {variable: value})
     assert str(refused.value) == f"{variable}: {said}"
+
+
+def test_the_examples_of_the_documentation_are_true(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    settings, dynamic = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    found = load(tmp_path, settings)
+    assert (found.database.shards, found.namespaces.names, found.metrics.port) == (128, ["orders"], 9090)
+    file = tmp_path / "dynamic.yaml"
+    file.write_text(dynamic)
+    values, remarks = parse_dynamic(read_yaml(str(file)))
+    assert (len(values), remarks) == (3, [])
