@@ -10,6 +10,7 @@ await node.stop()
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ class Node:
         self.config = config
         self._shards = shards
         self._server = InternalServer(cluster_id, clock, config.host, config.port)
-        address = self._server.address if not config.advertise else f"{config.advertise}:{self._server.port}"
+        address = _advertised(config.advertise, self._server.port) if config.advertise else self._server.address
         me = new_member(config.name or address, address, config.services, clock)
         self.membership = Membership(store, clock, me, heartbeat=config.heartbeat, dead_after=config.dead_after)
         self._peers = Peers(cluster_id, clock)
@@ -150,3 +151,8 @@ class Node:
                 await self._history.shards.release(args[0])
 
         return {"refresh": refresh, "release_shards": release_shards}[name]
+
+
+def _advertised(advertise: str, port: int) -> str:
+    """advertise: a host, or host:port where others reach `port` by another one."""
+    return advertise if re.search(r"^[^:]+:\d+$|]:\d+$", advertise) else f"{advertise}:{port}"

@@ -14,10 +14,10 @@ FRONTEND, HISTORY, MATCHING, WORKER = SERVICES = ("frontend", "history", "matchi
 class ClusterConfig:
     """Of a process that is one of several on one database.
 
-    host, port: where other members reach it; port 0 takes a free one. advertise: the host that others are told, when
-    it is another than `host` (0.0.0.0 is nobody's). name: of this member, the same at its next start; "": its address.
-    services: that it runs. heartbeat: nanoseconds. dead_after: a member is taken for dead after so many heartbeats
-    without a sign of it; the same for all members."""
+    host, port: where other members reach it; port 0 takes a free one. advertise: the host, or host:port, that others
+    are told, when it is another than `host` (0.0.0.0 is nobody's). name: of this member, the same at its next start;
+    "": its address. services: that it runs. heartbeat: nanoseconds. dead_after: a member is taken for dead after so
+    many heartbeats without a sign of it; the same for all members."""
 
     host: str = "127.0.0.1"
     port: int = 0
