@@ -143,6 +143,12 @@ class Status:
         return all(found == 0 for found, _ in self.versions.values())
 
     @property
+    def unfinished(self) -> bool:
+        """The first making of the tables was cut off: each change of the tables commits by itself. What is there is of
+        this version, and the rest was never there."""
+        return all(found in (0, known) for found, known in self.versions.values())
+
+    @property
     def current(self) -> bool:
         return all(found == known for found, known in self.versions.values())
 
@@ -178,7 +184,7 @@ async def check(target: Target, create: bool) -> Connection:
 
     async def look(connection: Connection) -> Connection:
         found = await _status(connection)
-        if found.empty and create:
+        if found.unfinished and create:
             found = await _migrate(target, connection, only_empty=True)
         _refuse_other(target, found)
         return connection
@@ -274,7 +280,7 @@ async def _migrate(target: Target, connection: Connection, *, only_empty: bool) 
     found = await _status(connection)
     if found.current:
         return found
-    if found.newer or (only_empty and not found.empty):
+    if found.newer or (only_empty and not found.unfinished):
         _refuse_other(target, found)
     if connection.read_only:
         raise Unavailable(f"{target.name} is read-only")
