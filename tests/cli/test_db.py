@@ -42,6 +42,12 @@ def mysql(tmp_path: Path) -> str:
     return databases.mysql().url()
 
 
+# Whole servers on each database take their time: one of them is enough for every day.
+EACH = pytest.mark.parametrize(
+    "make",
+    [sqlite, pytest.param(postgresql, marks=pytest.mark.slow), pytest.param(mysql, marks=pytest.mark.slow)],
+    ids=["sqlite", "postgresql", "mysql"],
+)
 ALL = pytest.mark.parametrize("make", [sqlite, postgresql, mysql], ids=lambda make: make.__name__)
 
 
@@ -180,7 +186,7 @@ async def finish(address: str) -> None:
             await Replayer(workflows=[Order]).replay_workflow(await order.fetch_history())
 
 
-@ALL
+@EACH
 async def test_open_workflows_end_in_another_database(tmp_path: Path, make: Callable[[Path], str]) -> None:
     source, target = f"sqlite:{tmp_path / 'from.db'}", make(tmp_path)
     with running("start", "--port", "0", "--db", source) as server:
