@@ -54,9 +54,10 @@ class ServiceError(Exception):
 class NotOwned(ServiceError):
     """What was asked for is another member's, and nothing was done. UNAVAILABLE to whoever asked from outside."""
 
-    __slots__ = ()
+    __slots__ = ("what",)
 
     def __init__(self, what: str) -> None:
+        self.what = what
         super().__init__(Code.UNAVAILABLE, f"{what} has another owner")
 
 

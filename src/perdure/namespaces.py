@@ -108,16 +108,15 @@ class NamespaceRegistry:
         if not self._shared:
             return False
         if self._looking is None:
-            now = self._clock.now()
-            if now - self._looked < _LOOK_PAUSE:
-                return False
-            self._looked = now
             self._looking = asyncio.ensure_future(self._look())
         await asyncio.shield(self._looking)
         return True
 
     async def _look(self) -> None:
+        """All who miss something within a while look together."""
         try:
+            await self._clock.sleep(self._looked + _LOOK_PAUSE - self._clock.now())
+            self._looked = self._clock.now()
             await self.load()
         except StoreError as e:
             log.warning("namespaces not read: %s", e)

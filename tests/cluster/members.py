@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,11 +23,12 @@ HEARTBEAT = 100 * MILLISECOND
 
 class Connection:
     """What one member has of the database. lost: it does not answer. frozen: it answers only later, as to a process
-    that stands still."""
+    that stands still. doubtful: of so many commits in a hundred it is not told what came of them, whatever did."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self.lost = False
+        self.doubtful = 0
         self.frozen: asyncio.Event | None = None
 
     def freeze(self) -> None:
@@ -47,6 +49,10 @@ class Connection:
                 await self.frozen.wait()
             if self.lost:
                 raise Unavailable("the connection is lost")
+            if name == "commit" and random.randrange(100) < self.doubtful:
+                if random.random() < 0.5:
+                    await found(*args, **kwargs)
+                raise Unavailable("the connection broke")
             return await found(*args, **kwargs)
 
         return call

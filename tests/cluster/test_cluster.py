@@ -9,10 +9,18 @@ from datetime import timedelta
 
 import pytest
 from temporalio import activity, workflow
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeTaskQueueRequest,
+    RegisterNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from tests.cluster.members import cluster
 from tests.sdk.world import check_histories
+
+from perdure.history import shard
 
 SOON = timedelta(seconds=10)
 
@@ -163,3 +171,56 @@ async def test_a_member_that_stood_still_writes_nothing_when_it_goes_on() -> Non
             assert had
             assert all(shard.closed for shard in had.values())
         await check_histories(client, started, [Whole, Child])
+
+
+async def test_commits_of_which_nobody_knows_whether_they_happened() -> None:
+    async with cluster("one", "two") as world:
+        started: Started = set()
+        client = await world.client("one")
+        async with worker(client), worker(await world.client("two")):
+            for connection in world.connections.values():
+                connection.doubtful = 5
+            await asyncio.gather(*(one(client, n, started) for n in range(20)))
+            for connection in world.connections.values():
+                connection.doubtful = 0
+        await check_histories(client, started, [Whole, Child])
+
+
+async def test_a_shard_that_has_used_up_its_task_ids_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_RANGE_BITS", 7)
+    async with cluster("one") as world:
+        started: Started = set()
+        client = await world.client("one")
+        async with worker(client):
+            await many(client, range(40), started)
+        history = world.members["one"].history
+        assert history is not None
+        assert max(shard.range_id for shard in history.shards.live()) > 1
+        await check_histories(client, started, [Whole, Child])
+
+
+async def test_a_namespace_is_there_for_all_at_once() -> None:
+    async with cluster("one", "two") as world:
+        one_, two = await world.client("one"), await world.client("two")
+        for i in range(3):
+            request = RegisterNamespaceRequest(namespace=f"new-{i}")
+            request.workflow_execution_retention_period.FromTimedelta(timedelta(days=1))
+            await one_.workflow_service.register_namespace(request)
+            described = await two.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=f"new-{i}"))
+            assert described.namespace_info.name == f"new-{i}"
+
+
+async def test_task_queues_are_described_as_a_whole() -> None:
+    async with cluster("one", "two", "three") as world:
+        client = await world.client("one")
+        for n in range(12):
+            await client.start_workflow(Whole.run, n, id=f"waiting-{n}", task_queue="queue")
+        request = DescribeTaskQueueRequest(namespace="default", task_queue=TaskQueue(name="queue"), report_stats=True)
+        for name in world.members:
+            described = await (await world.client(name)).workflow_service.describe_task_queue(request)
+            assert described.stats.approximate_backlog_count == 12
+        async with worker(await world.client("two")):
+            async with asyncio.timeout(10):
+                while not described.pollers:
+                    described = await client.workflow_service.describe_task_queue(request)
+            assert len(described.pollers) == 1

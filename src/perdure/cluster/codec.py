@@ -128,7 +128,7 @@ def methods(*protocols: type) -> dict[str, Method]:
 def failure(error: Exception) -> bytes:
     """The response of a call that raised. ServiceErrors arrive as they are, others as INTERNAL."""
     if isinstance(error, NotOwned):
-        return _NOT_OWNED + error.message.encode()
+        return _NOT_OWNED + error.what.encode()
     if isinstance(error, NoPoller):
         return _NO_POLLER
     if not isinstance(error, ServiceError):
@@ -143,9 +143,7 @@ def _error(kind: bytes, data: bytes) -> Exception:
     if kind == _NO_POLLER:
         return NoPoller()
     if kind == _NOT_OWNED:
-        error = NotOwned("it")
-        error.message = data.decode()
-        return error
+        return NotOwned(data.decode())
     status = Status.FromString(data)
     detail: Message | None = None
     if status.details:

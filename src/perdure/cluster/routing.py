@@ -50,6 +50,7 @@ class Router:
         until = 0
         pause = _FIRST_PAUSE
         while True:
+            began = self.clock.now()
             try:
                 return await self._once(name, owner(), local, args, kwargs)
             except NotOwned as e:
@@ -61,7 +62,9 @@ class Router:
                 if not repeatable:
                     raise error from None
             now = self.clock.now()
-            until = until or now + _PATIENCE
+            if not until or (isinstance(error, NotOwned) and now - began > _PATIENCE // 2):
+                # The first time, or the owner had it for a while: that of a long wait may change more than once.
+                until, pause = now + _PATIENCE, _FIRST_PAUSE
             if now >= until:
                 raise error
             await self.membership.changed(pause * random.uniform(0.5, 1.5))
