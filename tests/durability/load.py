@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
@@ -148,6 +149,17 @@ class Acknowledged:
     updates: dict[str, set[str]] = field(default_factory=dict)
 
 
+class Ask(Protocol):
+    """How clients ask: what they do when there is no answer."""
+
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T: ...
+
+
+async def once(call: Callable[[], Awaitable[T]]) -> T:
+    """What the SDK does is enough."""
+    return await call()
+
+
 async def insisting(call: Callable[[], Awaitable[T]]) -> T:
     """Asks until there is an answer: while no server runs there is none."""
     while True:
@@ -161,13 +173,13 @@ async def insisting(call: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(0.1)
 
 
-async def one(client: Client, n: int, seed: int, spread: float, acknowledged: Acknowledged) -> None:
+async def one(client: Client, n: int, seed: int, spread: float, acknowledged: Acknowledged, ask: Ask) -> None:
     """Within `spread` seconds starts a workflow, signals and updates it, and waits for its result."""
     randomly = random.Random(f"{seed}/{n}")
     workflow_id = f"durable-{n}"
     await asyncio.sleep(randomly.random() * spread)
     request_id = f"start-{n}"
-    handle = await insisting(
+    handle = await ask(
         lambda: client.start_workflow(
             Durable.run, n, id=workflow_id, task_queue=QUEUE, task_timeout=TASK_TIMEOUT, request_id=request_id
         )
@@ -185,40 +197,52 @@ async def one(client: Client, n: int, seed: int, spread: float, acknowledged: Ac
             request_id=f"signal-{n}-{i}",
             input=Payloads(payloads=await client.data_converter.encode([i])),
         )
-        await insisting(lambda: client.workflow_service.signal_workflow_execution(request, retry=True))
+        await ask(lambda: client.workflow_service.signal_workflow_execution(request, retry=True))
         acknowledged.signals[workflow_id].add(i)
 
     async def update(i: int) -> None:
         await asyncio.sleep(randomly.random() * 4)
-        assert await insisting(lambda: handle.execute_update(Durable.change, i, id=f"update-{i}")) == 2 * i
+        assert await ask(lambda: handle.execute_update(Durable.change, i, id=f"update-{i}")) == 2 * i
         acknowledged.updates[workflow_id].add(f"update-{i}")
 
     await asyncio.gather(*(signal(i) for i in range(SIGNALS)), *(update(i) for i in range(UPDATES)))
-    assert await insisting(handle.result) == expected(n)
+    assert await ask(handle.result) == expected(n)
 
 
 async def run(
-    client: Client, workflows: int, seed: int, spread: float, seconds: float, meanwhile: Awaitable[None]
+    client: Client | Sequence[Client],
+    workflows: int,
+    seed: int,
+    spread: float,
+    seconds: float,
+    meanwhile: Awaitable[None],
+    ask: Ask = insisting,
 ) -> None:
-    """Starts them within `spread` seconds; all, and what happens `meanwhile`, must come to an end within `seconds`."""
+    """Starts them within `spread` seconds; all, and what happens `meanwhile`, must come to an end within `seconds`.
+    client: if there are several, each has a worker, and its share of the workflows."""
     acknowledged = Acknowledged()
+    clients = [client] if isinstance(client, Client) else client
 
     async def happens() -> None:
         await meanwhile
 
-    async with Worker(
-        client,
-        task_queue=QUEUE,
-        workflows=WORKFLOWS,
-        activities=[double],
-        workflow_runner=UnsandboxedWorkflowRunner(),
-        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
-    ):
+    async with AsyncExitStack() as workers:
+        for client in clients:
+            await workers.enter_async_context(
+                Worker(
+                    client,
+                    task_queue=QUEUE,
+                    workflows=WORKFLOWS,
+                    activities=[double],
+                    workflow_runner=UnsandboxedWorkflowRunner(),
+                    sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+                )
+            )
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
             tasks.create_task(happens())
             for n in range(workflows):
-                tasks.create_task(one(client, n, seed, spread, acknowledged))
-        await check(client, acknowledged, workflows)
+                tasks.create_task(one(clients[n % len(clients)], n, seed, spread, acknowledged, ask))
+        await check(clients[0], acknowledged, workflows)
 
 
 async def check(client: Client, acknowledged: Acknowledged, workflows: int) -> None:

@@ -1,4 +1,5 @@
-"""A server that is killed at random instants loses nothing that it acknowledged, and does nothing twice."""
+"""A server that is killed at random instants loses nothing that it acknowledged, and does nothing twice. One that is
+restarted in order is not even noticed by who uses an SDK."""
 
 from __future__ import annotations
 
@@ -42,5 +43,24 @@ async def test_kill(tmp_path: Path, backend: str, workflows: int, kills: int) ->
         client = await Client.connect(server.address)
         killing = kill_and_restart(server, kills, random.Random(seed))
         await load.run(client, workflows, seed, kills * SECONDS_A_KILL, 500 if kills > 4 else 90, killing)
+    finally:
+        server.close()
+
+
+async def test_restart(tmp_path: Path) -> None:
+    seed = int(os.environ.get("PERDURE_TEST_SEED") or random.randrange(1_000_000))
+    print(f"seed: PERDURE_TEST_SEED={seed}")
+    server = Server(tmp_path, "--db-filename", str(tmp_path / "perdure.db"))
+    server.start()
+
+    async def restart() -> None:
+        for _ in range(2):
+            await asyncio.sleep(1.5)
+            await asyncio.to_thread(server.stop)
+            await asyncio.to_thread(server.start)
+
+    try:
+        client = await Client.connect(server.address)
+        await load.run(client, 20, seed, 3, 60, restart(), load.once)
     finally:
         server.close()

@@ -70,6 +70,7 @@ IMPLEMENTED: dict[str, dict[str, Handler]] = {
 }
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+_LAST_WORD = 0.5  # seconds that calls have to answer that they were ended
 MAX_ERROR_MESSAGE = 2000  # characters: headers have a limit in most clients
 
 _OPTIONS: list[tuple[str, int]] = [
@@ -88,6 +89,22 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+class _Calls:
+    """Those under way. ended: they were told to end."""
+
+    __slots__ = ("ended", "running")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.running: set[asyncio.Task[Any]] = set()
+
+    def end(self) -> None:
+        """They answer UNAVAILABLE at once."""
+        self.ended = True
+        for call in self.running:
+            call.cancel()
+
+
 @dataclass(slots=True)
 class Listener:
     """A server that takes calls. port: the one that is bound."""
@@ -96,11 +113,16 @@ class Listener:
     health: HealthServicer
     host: str
     port: int
+    calls: _Calls
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Health turns NOT_SERVING; no new calls; those under way have `grace` seconds, then are cancelled."""
+    async def stop(self, grace: float = 0) -> None:
+        """Health turns NOT_SERVING; no new calls; those under way have `grace` seconds, then they answer UNAVAILABLE.
+        What gRPC itself cancels would be CANCELLED for the caller, and no client asks again after that."""
         await self.health.enter_graceful_shutdown()
-        await self.server.stop(grace)
+        stopping = asyncio.ensure_future(self.server.stop(grace + _LAST_WORD))
+        await asyncio.wait([stopping], timeout=grace)
+        self.calls.end()
+        await stopping
 
 
 async def serve(frontend: Frontend, host: str, port: int, *, share_port: bool = False) -> Listener:
@@ -108,11 +130,12 @@ async def serve(frontend: Frontend, host: str, port: int, *, share_port: bool = 
     too, and the kernel spreads connections. Raises OSError when the address cannot be bound."""
     if not share_port:
         _check_bindable(host, port)
+    calls = _Calls()
     server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(share_port))])
     for service in (WORKFLOW_SERVICE, OPERATOR_SERVICE):
         built = IMPLEMENTED[service.full_name]
         handlers = {
-            method.name: grpc.unary_unary_rpc_method_handler(_wrap(frontend, method, built.get(method.name)))
+            method.name: grpc.unary_unary_rpc_method_handler(_wrap(frontend, calls, method, built.get(method.name)))
             for method in service.methods
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
@@ -130,7 +153,7 @@ async def serve(frontend: Frontend, host: str, port: int, *, share_port: bool = 
     await server.start()
     for name in ["", *served]:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return Listener(server, health_servicer, host, bound)
+    return Listener(server, health_servicer, host, bound, calls)
 
 
 def _check_bindable(host: str, port: int) -> None:
@@ -150,7 +173,7 @@ def _check_bindable(host: str, port: int) -> None:
 
 
 def _wrap(
-    frontend: Frontend, method: MethodDescriptor, handler: Handler | None
+    frontend: Frontend, calls: _Calls, method: MethodDescriptor, handler: Handler | None
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     """The coroutine that answers one method."""
     name = method.name
@@ -165,6 +188,9 @@ def _wrap(
 
     async def call(data: bytes, context: Any) -> bytes:
         request: Message | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        calls.running.add(task)
         try:
             if len(data) > MAX_REQUEST_BYTES:
                 raise _too_large(len(data))
@@ -189,9 +215,14 @@ def _wrap(
             logger.warning("%s: %s: %s", name, type(e).__name__, e)
             error = errors.unavailable("The server's storage is not available at the moment.")
         except asyncio.CancelledError:
-            raise
+            if not calls.ended or context.cancelled():
+                raise
+            task.uncancel()
+            error = errors.unavailable("The server is shutting down.")
         except Exception:
             error = _unexpected(frontend, name, request)
+        finally:
+            calls.running.discard(task)
         return await _abort(context, error)
 
     return call
