@@ -217,11 +217,10 @@ def test_any_bytes_are_answered(target: Target, method: MethodDescriptor, data: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
-def test_any_of_many_requests_is_answered(target: Target, method: MethodDescriptor):
+@pytest.mark.timeout(600)
+def test_any_of_many_requests_is_answered(target: Target):
     seed = random.randrange(2**63)
     print("seed:", seed)
     rng = random.Random(seed)
-    for _ in range(25):
-        check(target, method, [some_request(method, rng, target.namespace_id) for _ in range(40)])
+    for method in METHODS:
+        check(target, method, [some_request(method, rng, target.namespace_id) for _ in range(100)])
