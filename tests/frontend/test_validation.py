@@ -66,6 +66,13 @@ def test_defaults_are_filled_in():
     assert request.retry_policy.maximum_interval.seconds == 200
 
 
+def test_a_retry_policy_of_one_attempt_may_say_anything_else():
+    request = prepared(
+        start(retry_policy=RetryPolicy(maximum_attempts=1, initial_interval=Duration(seconds=-(2**63), nanos=-1)))
+    )
+    assert request.retry_policy.maximum_interval == Duration()
+
+
 def test_the_deprecated_reuse_policy_becomes_a_conflict_policy():
     request = prepared(start(workflow_id_reuse_policy=REUSE.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING))
     assert request.workflow_id_conflict_policy == CONFLICT.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING

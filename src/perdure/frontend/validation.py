@@ -167,7 +167,8 @@ def retry_policy(policy: RetryPolicy) -> None:
             if kind.startswith("TemporalTimeout:"):
                 _check_timeout_type(kind.removeprefix("TemporalTimeout:"))
     if not maximum.seconds and not maximum.nanos:
-        longest = min(100 * from_duration(initial), MAX_DURATION)
+        # Below zero only where one attempt is allowed, so that nothing was checked.
+        longest = max(0, min(100 * from_duration(initial), MAX_DURATION))
         maximum.seconds, maximum.nanos = divmod(longest, SECOND)
 
 
