@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test test-slow lint format coverage-doc bench clean
+.PHONY: help run test test-slow test-cluster lint format coverage-doc bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  \1\t/' | expand -t 18
@@ -16,8 +16,14 @@ run: $(VENV)/.installed ## the durable server on 127.0.0.1:7233
 test: $(VENV)/.installed-dev ## the tests that take seconds
 	$(BIN)/python -m pytest -q $(ARGS)
 
+# Several processes that are killed, paused and cut off from each other for many minutes.
+CLUSTER := tests/cluster/test_failures.py tests/cluster/test_processes.py
+
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -m slow $(addprefix --ignore=,$(CLUSTER)) $(ARGS)
+
+test-cluster: $(VENV)/.installed-dev ## several processes and all their failures; needs PostgreSQL
+	$(BIN)/python -m pytest -q -m slow $(CLUSTER) $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff and pyright
 	$(BIN)/ruff check
