@@ -62,6 +62,14 @@ async def test_a_forwarded_task_that_could_not_be_started_is_kept(partitioned: W
     assert await got(poll) == "w1"
 
 
+async def test_a_poll_that_met_a_task_in_vain_is_forwarded(partitioned: World) -> None:
+    world = partitioned
+    world.history.closed_workflows = {"w2"}
+    await world.add("w1", queue="/_sys/q/1")  # on offer at the root
+    await world.add("w2", queue="/_sys/q/1")
+    assert await got(world.poll(queue="/_sys/q/1")) == "w1"
+
+
 async def test_forwarded_polls_answer_empty_at_their_deadline_and_on_stop(partitioned: World) -> None:
     world = partitioned
     poll = world.poll(queue="/_sys/q/1", timeout=SECOND)

@@ -346,6 +346,8 @@ class Partition:
         self.matcher.return_poll(poll)
         self._arm(poll)
         self.matcher.match()
+        if self._forwarder is not None:
+            self._forward_polls()
 
     def cancel_polls(self, worker_instance_key: str) -> None:
         """Of a worker that shuts down. A poll that already has a task gets it still."""
