@@ -8,11 +8,14 @@ import os
 import random
 from pathlib import Path
 
+import grpc.aio
 import pytest
 from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from tests import databases
 
 from durability import load
+from durability.wire import Channel
 from sdk.server import Server
 
 SECONDS_A_KILL = 1.0
@@ -48,19 +51,51 @@ async def test_kill(tmp_path: Path, backend: str, workflows: int, kills: int) ->
 
 
 async def test_restart(tmp_path: Path) -> None:
-    seed = int(os.environ.get("PERDURE_TEST_SEED") or random.randrange(1_000_000))
-    print(f"seed: PERDURE_TEST_SEED={seed}")
     server = Server(tmp_path, "--db-filename", str(tmp_path / "perdure.db"))
     server.start()
-
-    async def restart() -> None:
-        for _ in range(2):
-            await asyncio.sleep(1.5)
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(server.start)
-
     try:
         client = await Client.connect(server.address)
-        await load.run(client, 20, seed, 3, 60, restart(), load.once)
+        async with Worker(
+            client,
+            task_queue=load.QUEUE,
+            workflows=[load.Child],
+            activities=[load.double],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+        ):
+            for n in range(2):
+                handle = await client.start_workflow(load.Child.run, args=[n, 1], id=f"w-{n}", task_queue=load.QUEUE)
+                result = asyncio.create_task(handle.result())
+                await asyncio.sleep(0.5)  # the call waits at the server
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.start)
+                await handle.signal(load.Child.go)
+                assert await result == 2 * n
+    finally:
+        server.close()
+
+
+async def test_calls_that_come_while_a_server_stops(tmp_path: Path) -> None:
+    """They are told to ask again, whenever they come."""
+    server = Server(tmp_path)
+    server.start()
+    try:
+        channel = Channel(server.address)
+        codes: list[grpc.StatusCode] = []
+
+        async def ask_until_refused() -> None:
+            run = await channel.start()
+            while True:
+                try:
+                    await run.signal("again")
+                except grpc.aio.AioRpcError as e:
+                    codes.append(e.code())
+                    return
+
+        async with channel.channel, asyncio.TaskGroup() as asking:
+            for _ in range(20):
+                asking.create_task(ask_until_refused())
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(server.stop)
+        assert codes == [grpc.StatusCode.UNAVAILABLE] * 20
     finally:
         server.close()

@@ -71,6 +71,8 @@ IMPLEMENTED: dict[str, dict[str, Handler]] = {
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 _LAST_WORD = 0.5  # seconds that calls have to answer that they were ended
+_QUIET = 0.05  # seconds: clients that were refused wait twice as long before they ask again
+_WAITING = {"GetWorkflowExecutionHistory", "PollWorkflowExecutionUpdate"}
 MAX_ERROR_MESSAGE = 2000  # characters: headers have a limit in most clients
 
 _OPTIONS: list[tuple[str, int]] = [
@@ -90,19 +92,36 @@ _OPTIONS: list[tuple[str, int]] = [
 
 
 class _Calls:
-    """Those under way. ended: they were told to end."""
+    """Those under way, by task. stopping: no more are taken. refused: when the last one was not, by the loop's time."""
 
-    __slots__ = ("ended", "running")
+    __slots__ = ("refused", "running", "stopping")
 
     def __init__(self) -> None:
-        self.ended = False
-        self.running: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+        self.refused = 0.0
+        self.running: dict[asyncio.Task[Any], str] = {}
 
-    def end(self) -> None:
-        """They answer UNAVAILABLE at once."""
-        self.ended = True
-        for call in self.running:
+    def refuse(self) -> NoReturn:
+        self.refused = asyncio.get_running_loop().time()
+        raise _stopping()
+
+    async def stop(self, grace: float) -> None:
+        """From now on all answer UNAVAILABLE: those that wait for what may be long in coming at once, others if they
+        take more than so many seconds. Returns when clients have heard it, and no more come for a moment."""
+        time = asyncio.get_running_loop().time
+        self.stopping = True
+        self.refused = time()
+        until = self.refused + grace
+        for call, name in list(self.running.items()):
+            if name in _WAITING:
+                call.cancel()
+        while (self.running or time() - self.refused < _QUIET) and time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_QUIET / 10)
+        calls = list(self.running)
+        for call in calls:
             call.cancel()
+        if calls:
+            await asyncio.wait(calls, timeout=_LAST_WORD)
 
 
 @dataclass(slots=True)
@@ -116,13 +135,13 @@ class Listener:
     calls: _Calls
 
     async def stop(self, grace: float = 0) -> None:
-        """Health turns NOT_SERVING; no new calls; those under way have `grace` seconds, then they answer UNAVAILABLE.
-        What gRPC itself cancels would be CANCELLED for the caller, and no client asks again after that."""
+        """Health turns NOT_SERVING; no new calls; those under way have `grace` seconds.
+
+        All is answered before gRPC stops: to calls that come while it does, it says CANCELLED
+        (https://github.com/grpc/grpc/issues/41785), which clients take for their own doing and do not ask again."""
         await self.health.enter_graceful_shutdown()
-        stopping = asyncio.ensure_future(self.server.stop(grace + _LAST_WORD))
-        await asyncio.wait([stopping], timeout=grace)
-        self.calls.end()
-        await stopping
+        await self.calls.stop(grace)
+        await self.server.stop(None)
 
 
 async def serve(frontend: Frontend, host: str, port: int, *, share_port: bool = False) -> Listener:
@@ -190,8 +209,10 @@ def _wrap(
         request: Message | None = None
         task = asyncio.current_task()
         assert task is not None
-        calls.running.add(task)
+        calls.running[task] = name
         try:
+            if calls.stopping:
+                calls.refuse()
             if len(data) > MAX_REQUEST_BYTES:
                 raise _too_large(len(data))
             request = parse(data)
@@ -215,14 +236,14 @@ def _wrap(
             logger.warning("%s: %s: %s", name, type(e).__name__, e)
             error = errors.unavailable("The server's storage is not available at the moment.")
         except asyncio.CancelledError:
-            if not calls.ended or context.cancelled():
+            if not calls.stopping or context.cancelled():
                 raise
             task.uncancel()
-            error = errors.unavailable("The server is shutting down.")
+            error = _stopping()
         except Exception:
             error = _unexpected(frontend, name, request)
         finally:
-            calls.running.discard(task)
+            calls.running.pop(task, None)
         return await _abort(context, error)
 
     return call
@@ -239,6 +260,10 @@ async def _abort(context: Any, error: ServiceError) -> NoReturn:
     status.details.add().Pack(error.detail)
     await context.abort(error.code, message, (("grpc-status-details-bin", status.SerializeToString()),))
     raise AssertionError("abort returns never")
+
+
+def _stopping() -> ServiceError:
+    return errors.unavailable("The server is shutting down.")
 
 
 def _too_large(size: int) -> ServiceError:
