@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -134,9 +135,9 @@ class Member(Server):
         await asyncio.sleep(between)
         await asyncio.to_thread(self.start)
 
-    def said(self, text: str) -> int:
-        """How often its log says so."""
-        return self.log.read_text().count(text)
+    def took_for_dead(self, other: Member) -> bool:
+        """Its log says so."""
+        return re.search(rf"{other.name} at \S+ is taken for dead", self.log.read_text()) is not None
 
     def abandon(self) -> None:
         """After a failure: it is ended whatever its state is."""

@@ -141,7 +141,9 @@ async def test_a_member_stands_still_beyond_its_lease(tmp_path: Path, seed: int)
         async def pause() -> None:
             for i in randomly.sample(range(3), 3):
                 await asyncio.sleep(1)
-                await stand_still(world.members[i], channels[i], channels[(i + 1) % 3])
+                member = world.members[i]
+                await stand_still(member, channels[i], channels[(i + 1) % 3])
+                assert any(other.took_for_dead(member) for other in world.members if other is not member)
 
         await load.run(await world.clients(), SHORT, seed, 20, 200, pause())
         for channel in channels:
